@@ -1,0 +1,48 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// The layers, lowest first; each imports only those below it (Docs/ARCHITECTURE.md).
+let strict: [SwiftSetting] = [
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+]
+
+let package = Package(
+    name: "daybook",
+    products: [.executable(name: "daybook", targets: ["daybook"])],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    ],
+    targets: [
+        .target(name: "CSupport", cSettings: [.unsafeFlags(["-O2"])]),
+        .target(name: "Memory", dependencies: ["CSupport"], swiftSettings: strict),
+        .target(name: "Format", dependencies: ["Memory"], swiftSettings: strict),
+        .target(name: "Device", dependencies: ["Format", "Memory", "CSupport"], swiftSettings: strict),
+        .target(name: "Journal", dependencies: ["Device", "Format", "Memory"], swiftSettings: strict),
+        .target(name: "Tree", dependencies: ["Device", "Format", "Memory"], swiftSettings: strict),
+        .target(name: "Space", dependencies: ["Tree", "Device", "Format", "Memory"], swiftSettings: strict),
+        .target(
+            name: "Volume", dependencies: ["Space", "Tree", "Journal", "Device", "Format", "Memory"],
+            swiftSettings: strict),
+        .target(
+            name: "Check", dependencies: ["Volume", "Journal", "Device", "Format", "Memory"], swiftSettings: strict),
+        .systemLibrary(name: "CFuse", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
+        .target(name: "CFuseShim", dependencies: ["CFuse"]),
+        .target(
+            name: "FuseAdapter",
+            dependencies: ["Volume", "Format", "Memory", "CFuse", "CFuseShim", .product(name: "Logging", package: "swift-log")],
+            swiftSettings: strict),
+        .systemLibrary(name: "CBlkid", pkgConfig: "blkid", providers: [.apt(["libblkid-dev"])]),
+        .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
+        .executableTarget(
+            name: "daybook",
+            dependencies: [
+                "FuseAdapter", "Check", "Volume", "Journal", "Device", "Format", "Memory", "CBlkid", "CCrypto",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Logging", package: "swift-log"),
+            ],
+            swiftSettings: strict),
+    ]
+)

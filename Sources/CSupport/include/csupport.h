@@ -1,0 +1,24 @@
+// What Swift cannot say: the CRC32C instruction, and Linux constants that the importer drops.
+#ifndef DAYBOOK_CSUPPORT_H
+#define DAYBOOK_CSUPPORT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/// CRC32C (Castagnoli, reflected, initial and final inversion), continued from `crc` (0 to begin).
+uint32_t daybook_crc32c(uint32_t crc, const void *data, size_t length);
+
+/// O_DIRECT, which needs _GNU_SOURCE.
+int daybook_o_direct(void);
+
+/// Open-file-description lock on `length` bytes at `offset`: type is F_RDLCK, F_WRLCK or F_UNLCK.
+/// Never waits. Returns 0, or the errno (EAGAIN or EACCES when another holder is in the way).
+int daybook_ofd_lock(int fd, int type, int64_t offset, int64_t length);
+
+/// Size in bytes of a block device, or -1 with errno set.
+int64_t daybook_block_device_size(int fd);
+
+/// Names the calling thread (15 bytes at most are kept).
+void daybook_name_thread(const char *name);
+
+#endif

@@ -1,0 +1,128 @@
+// FileDevice: an image file or a block device, read and written past the page cache where the host allows it (tmpfs,
+// for one, may not), so that nothing is cached twice and recovery sees what the medium holds.
+
+public import Format
+import Glibc
+public import Memory
+import CSupport
+
+public final class FileDevice: BlockDevice, @unchecked Sendable {
+    public let blockCount: UInt64
+    public let isReadOnly: Bool
+    public let name: String
+    /// For locks (ImageLock); I/O goes through the methods.
+    public let descriptor: Int32
+    public let isDirect: Bool
+    public let isBlockDevice: Bool
+
+    public enum Access: Sendable { case readOnly, readWrite }
+
+    /// Opens an existing image or device. `isDirect` tells whether O_DIRECT could be had.
+    public init(path: String, access: Access) throws(DeviceError) {
+        let flags = (access == .readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC
+        var descriptor = Glibc.open(path, flags | daybook_o_direct())
+        var direct = descriptor >= 0
+        if descriptor < 0 && errno == EINVAL {
+            descriptor = Glibc.open(path, flags)
+            direct = false
+        }
+        guard descriptor >= 0 else { throw Self.error(.open, path, "") }
+        var status = stat()
+        guard fstat(descriptor, &status) == 0 else {
+            defer { Glibc.close(descriptor) }
+            throw Self.error(.open, path, "")
+        }
+        let size: Int64
+        switch status.st_mode & S_IFMT {
+        case S_IFREG: size = Int64(status.st_size)
+        case S_IFBLK: size = daybook_block_device_size(descriptor)
+        default:
+            Glibc.close(descriptor)
+            throw DeviceError(.open, errno: EINVAL, "\(path): neither a regular file nor a block device")
+        }
+        isBlockDevice = status.st_mode & S_IFMT == S_IFBLK
+        self.descriptor = descriptor
+        isDirect = direct
+        blockCount = UInt64(max(size, 0)) >> UInt64(blockShift)
+        isReadOnly = access == .readOnly
+        name = path
+    }
+
+    deinit { Glibc.close(descriptor) }
+
+    private static func error(_ operation: DeviceError.Operation, _ name: String, _ place: String) -> DeviceError {
+        let number = errno
+        return DeviceError(operation, errno: number, "\(name)\(place): \(String(cString: strerror(number)))")
+    }
+
+    public func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
+        var done = 0
+        while done < bytes.count {
+            let count = pread(descriptor, bytes.pointer + done, bytes.count - done, off_t(block.value) << 12 + off_t(done))
+            if count < 0 && errno == EINTR { continue }
+            guard count >= 0 else { throw Self.error(.read, name, ": reading \(block)") }
+            guard count > 0 else {
+                throw DeviceError(.read, errno: EIO, "\(name): reading \(block): end of the image")
+            }
+            done += count
+        }
+    }
+
+    public func write(_ block: BlockNumber, _ bytes: RawBytes) throws(DeviceError) {
+        var done = 0
+        while done < bytes.count {
+            let count = pwrite(descriptor, bytes.pointer + done, bytes.count - done, off_t(block.value) << 12 + off_t(done))
+            if count < 0 && errno == EINTR { continue }
+            guard count > 0 else { throw Self.error(.write, name, ": writing \(block)") }
+            done += count
+        }
+    }
+
+    public func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) {
+        var first = 0
+        while first < pages.count {
+            let batch = min(pages.count - first, 1024)  // IOV_MAX
+            var vectors = [iovec]()
+            vectors.reserveCapacity(batch)
+            for index in first..<(first + batch) {
+                let page = pages[index]
+                // Neighbours in memory become one vector.
+                if let last = vectors.last, last.iov_base + last.iov_len == page.pointer {
+                    vectors[vectors.count - 1].iov_len += page.count
+                } else {
+                    vectors.append(iovec(iov_base: page.pointer, iov_len: page.count))
+                }
+            }
+            let offset = off_t(block.value + UInt64(first)) << 12
+            var count: Int
+            repeat { count = pwritev(descriptor, vectors, Int32(vectors.count), offset) } while count < 0 && errno == EINTR
+            guard count >= 0 else { throw Self.error(.write, name, ": writing \(block)") }
+            if count < batch << blockShift {
+                // Short: finish page by page, which reports the reason.
+                for index in (count >> blockShift)..<batch {
+                    try write(block + UInt64(first + index), pages[first + index])
+                }
+            }
+            first += batch
+        }
+    }
+
+    public func flush() throws(DeviceError) {
+        var status: Int32
+        repeat { status = fdatasync(descriptor) } while status < 0 && errno == EINTR
+        guard status == 0 else { throw Self.error(.flush, name, ": flush") }
+    }
+
+    public func provide(_ block: BlockNumber, count: UInt64) throws(DeviceError) {
+        guard !isBlockDevice else { return }
+        // FALLOC_FL_KEEP_SIZE: the image keeps its size; only backing is added.
+        let status = Glibc.fallocate(descriptor, 1, off_t(block.value) << 12, off_t(count) << 12)
+        guard status == 0 || errno == EOPNOTSUPP else { throw Self.error(.allocate, name, ": backing for \(block)") }
+    }
+
+    public func discard(_ block: BlockNumber, count: UInt64) {
+        guard !isBlockDevice else { return }
+        // FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE; only a hint, so a refusal is no error.
+        _ = Glibc.fallocate(descriptor, 3, off_t(block.value) << 12, off_t(count) << 12)
+    }
+}
