@@ -116,13 +116,13 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     public func provide(_ block: BlockNumber, count: UInt64) throws(DeviceError) {
         guard !isBlockDevice else { return }
         // FALLOC_FL_KEEP_SIZE: the image keeps its size; only backing is added.
-        let status = Glibc.fallocate(descriptor, 1, off_t(block.value) << 12, off_t(count) << 12)
+        let status = daybook_fallocate(descriptor, 1, Int64(block.value) << 12, Int64(count) << 12)
         guard status == 0 || errno == EOPNOTSUPP else { throw Self.error(.allocate, name, ": backing for \(block)") }
     }
 
     public func discard(_ block: BlockNumber, count: UInt64) {
         guard !isBlockDevice else { return }
         // FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE; only a hint, so a refusal is no error.
-        _ = Glibc.fallocate(descriptor, 3, off_t(block.value) << 12, off_t(count) << 12)
+        _ = daybook_fallocate(descriptor, 3, Int64(block.value) << 12, Int64(count) << 12)
     }
 }
