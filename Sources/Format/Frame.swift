@@ -122,6 +122,15 @@ public struct FrameHeader: Sendable, Equatable {
         return .success(header)
     }
 
+    /// Whether `frame` is a whole frame of this epoch, written at `address`, of a sequence above `after`.
+    public static func isWhole(
+        _ frame: RawBytes, epoch: UInt64, nonce: UInt64, at address: BlockNumber, id: FilesystemID, after: SequenceNumber
+    ) -> Bool {
+        frame.u64(at: 8) == id.high && frame.u64(at: 16) == id.low && frame.u64(at: 24) == epoch
+            && frame.u64(at: 32) == nonce && frame.u64(at: 40) == address.value && frame.u64(at: 56) > after.value
+            && frame.crc32c(skipping: crc) == frame.u32(at: crc)
+    }
+
     public struct RejectionError: Error, Sendable { public let rejection: Rejection }
 }
 

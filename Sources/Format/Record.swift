@@ -44,6 +44,9 @@ public enum RecordType: UInt16, Sendable, CaseIterable {
 public struct RecordHeader: Sendable {
     public static let size = 40
 
+    /// Of truncate: extents beyond the new end are left to be reclaimed.
+    public static let flagTrim: UInt16 = 1
+
     public var type: RecordType
     public var flags: UInt16
     public var sequence: SequenceNumber
@@ -373,17 +376,28 @@ public struct ReclaimPayload: Sendable {
         self.bytes = bytes
     }
 
-    /// The inode, the file block from which on its extents are freed, and whether the inode itself goes.
-    public func entry(_ index: Int) -> (inode: InodeNumber, fromBlock: UInt64, remove: Bool) {
-        let at = Self.fixed + index * Self.item
-        return (InodeNumber(bytes.u64(at: at)), bytes.u64(at: at + 8), bytes.u32(at: at + 16) == 1)
+    /// What becomes of the inode once its extents from a block on are freed.
+    public enum Outcome: UInt32, Sendable {
+        /// More extents are left to free.
+        case partly = 0
+        /// The inode goes, with its attributes.
+        case remove = 1
+        /// The inode stays; what lay beyond its end is gone.
+        case trimmed = 2
     }
 
-    public static func store(_ bytes: RawBytes, _ index: Int, inode: InodeNumber, fromBlock: UInt64, remove: Bool) {
+    /// The inode, the file block from which on its extents are freed, and the outcome.
+    public func entry(_ index: Int) -> (inode: InodeNumber, fromBlock: UInt64, outcome: Outcome)? {
+        let at = Self.fixed + index * Self.item
+        guard let outcome = Outcome(rawValue: bytes.u32(at: at + 16)) else { return nil }
+        return (InodeNumber(bytes.u64(at: at)), bytes.u64(at: at + 8), outcome)
+    }
+
+    public static func store(_ bytes: RawBytes, _ index: Int, inode: InodeNumber, fromBlock: UInt64, outcome: Outcome) {
         bytes.set(u32: UInt32(index + 1), at: 0)
         let at = fixed + index * item
         bytes.set(u64: inode.value, at: at)
         bytes.set(u64: fromBlock, at: at + 8)
-        bytes.set(u32: remove ? 1 : 0, at: at + 16)
+        bytes.set(u32: outcome.rawValue, at: at + 16)
     }
 }

@@ -3,12 +3,13 @@
 //            allocate            bind(block)             evictable = true
 //   free ───────────────► owned ─────────────► bound ───────────────────────► clean ──(second chance)──► free
 //     ▲                     │                    │                                                        │
-//     └──── release ────────┴────── release ─────┘                 evicted by allocate, when over the limit
+//     └──── release ────────┴────── release ─────┘                        evicted by `trim`, over the limit
 //
 // (M1) A slot is found by `lookup` exactly while it is bound.
-// (M2) Only a slot marked evictable is ever taken from its holder, and only by `allocate`.
-// (M3) `limit` is soft: when nothing can be evicted the arena grows, up to `reserved`. The layers above bound their
-//      unevictable slots; growing instead of failing means that no operation can be caught without memory half-way.
+// (M2) Only a slot marked evictable is ever taken from its holder, and only by `trim`, which is called between
+//      operations: what an operation has looked at stays where it is until the operation ends.
+// (M3) `limit` is soft: the arena grows within an operation, up to `reserved`, so that none is caught without memory
+//      half-way. The layers above bound their unevictable slots.
 //
 // The arena is reserved address space; pages that were never touched cost nothing. Not thread-safe: the owner's lock.
 
@@ -27,11 +28,11 @@ public final class PageCache: @unchecked Sendable {
     @usableFromInline let arena: UnsafeMutableRawPointer
     @usableFromInline let info: UnsafeMutablePointer<SlotInfo>
     private let reserved: Int
-    public private(set) var limit: Int
+    public let limit: Int
     /// Slots ever touched: all in use or on the free list lie below it.
     public private(set) var high = 0
     private var freeHead: UInt32 = .max
-    private var freeCount = 0
+    @usableFromInline var freeCount = 0
     private var hand = 0
 
     // Open addressing with linear probing; an entry is a slot index + 1, zero means empty.
@@ -73,7 +74,7 @@ public final class PageCache: @unchecked Sendable {
     }
 
     /// Pages in use (bound or owned).
-    public var used: Int { high - freeCount }
+    @inlinable public var used: Int { high - freeCount }
 
     @inlinable @inline(__always) public func page(_ slot: PageSlot) -> RawBytes {
         precondition(Int(slot.index) < high)
@@ -100,9 +101,8 @@ public final class PageCache: @unchecked Sendable {
 
     // MARK: slots
 
-    /// A slot of the caller's own, contents undefined. Evicts a clean page when the limit is reached.
+    /// A slot of the caller's own, contents undefined.
     public func allocate() -> PageSlot {
-        if freeHead == .max && high >= limit { evict() }
         let index: UInt32
         if freeHead != .max {
             index = freeHead
@@ -212,11 +212,17 @@ public final class PageCache: @unchecked Sendable {
         old.deallocate()
     }
 
-    /// Second-chance eviction of one clean page, if a short walk of the clock finds one.
-    private func evict() {
-        guard high > 0 else { return }
-        // The walk is bounded: when nearly everything is dirty, growing is cheaper than searching.
-        for _ in 0..<Swift.min(high * 2, 512) {
+    /// Evicts clean pages, second chance first, until the limit is kept or a bounded walk of the clock found no more. Call
+    /// it between operations.
+    @inlinable @inline(__always) public func trim() {
+        if used > limit { evict() }
+    }
+
+    @usableFromInline func evict() {
+        // Bounded: when nearly everything is dirty, growing is cheaper than searching.
+        var steps = 512 + 4 * (used - limit)
+        while used > limit && steps > 0 {
+            steps -= 1
             hand = hand + 1 < high ? hand + 1 : 0
             let flags = info[hand].flags
             guard flags & Self.flagEvictable != 0 else { continue }
@@ -224,7 +230,6 @@ public final class PageCache: @unchecked Sendable {
                 info[hand].flags &= ~Self.flagReferenced
             } else {
                 release(PageSlot(UInt32(hand)))
-                return
             }
         }
     }
