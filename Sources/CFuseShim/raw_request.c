@@ -20,7 +20,10 @@
 
 _Static_assert(sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in) == DAYBOOK_FUSE_WRITE_HEADER, "payload of WRITE");
 _Static_assert(sizeof(struct fuse_init_out) == 64, "fuse_init_out");
-_Static_assert(offsetof(struct fuse_in_header, opcode) == 4 && offsetof(struct fuse_in_header, unique) == 8, "header");
+_Static_assert(offsetof(struct fuse_in_header, opcode) == 4 && offsetof(struct fuse_in_header, unique) == 8 &&
+                   offsetof(struct fuse_in_header, pid) == 32,
+               "header");
+_Static_assert(FUSE_FORGET == 2 && FUSE_BATCH_FORGET == 42 && FUSE_RELEASE == 18 && FUSE_INTERRUPT == 36, "opcodes");
 _Static_assert((int)FUSE_INIT == (int)DAYBOOK_FUSE_INIT, "opcode");
 _Static_assert(FUSE_WRITE_KILL_SUIDGID == DAYBOOK_FUSE_WRITE_KILL_SUIDGID, "write flag");
 

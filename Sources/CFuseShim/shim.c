@@ -91,6 +91,8 @@ int daybook_fuse_sync_filesystem(const char *path) {
 
 int daybook_fuse_become_io_flusher(void) { return prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0 ? 0 : errno; }
 
+void daybook_fuse_name_process(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
+
 int daybook_fuse_set_nonblocking(int descriptor) {
     int flags = fcntl(descriptor, F_GETFL);
     return flags >= 0 && fcntl(descriptor, F_SETFL, flags | O_NONBLOCK) == 0 ? 0 : errno;

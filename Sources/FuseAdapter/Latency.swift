@@ -5,7 +5,8 @@
 // must be quick (PM QoS: a descriptor on /dev/cpu_dma_latency holds the wish). Both cost power, and on a machine with
 // other work a spin takes time from it. So:
 // (L1) Spinning is earned: by requests that came soon after the last answer. A spin in vain costs several times what a
-//      request earns, and being preempted while spinning, a sign that others want the processor, forbids it for a while.
+//      request earns, and being preempted while spinning, a sign that others want the processor, forbids it for a while
+//      that doubles each time.
 // (L2) The wish is held only while requests flow, and given up by the listener once none has come for a while. An idle
 //      mount neither spins nor holds it.
 
@@ -49,13 +50,18 @@ struct Pace {
     /// An answer to "how long did you wait?" below which spinning would have paid.
     private static let close: UInt64 = 100_000
     private static let flowing: UInt64 = 1_000_000
-    /// A look at the clock costs 30 ns: a gap this long between two means that somebody else ran.
-    static let preempted: UInt64 = 25_000
-    private static let penalty: UInt64 = 5_000_000
+    /// A turn of the spin takes less than a microsecond. In a gap this long somebody else had the processor, and not just the
+    /// client for a moment: there is other work to do here.
+    static let preempted: UInt64 = 60_000
+    private static let shortestPenalty: UInt64 = 10_000_000
+    private static let longestPenalty: UInt64 = 640_000_000
 
     private var credit = 0
     private var flow = 0
     private var forbiddenUntil: UInt64 = 0
+    private var penalty = shortestPenalty
+    /// Good spins since the last penalty.
+    private var streak = 0
 
     func maySpin(at now: UInt64) -> Bool { credit >= 4 && now >= forbiddenUntil }
     /// Whether requests follow each other closely enough to wish for quick wake-ups.
@@ -64,11 +70,15 @@ struct Pace {
     mutating func spunWell() {
         credit = min(credit + 1, 16)
         flow = min(flow + 1, 16)
+        streak += 1
+        if streak >= 4096 { penalty = Self.shortestPenalty }
     }
     mutating func spunInVain() { credit -= 4 }
     mutating func wasPreempted(at now: UInt64) {
         credit = 0
-        forbiddenUntil = now + Self.penalty
+        forbiddenUntil = now + penalty
+        penalty = min(penalty * 2, Self.longestPenalty)
+        streak = 0
     }
     mutating func slept(_ waited: UInt64) {
         if waited < Self.close { credit = min(credit + 1, 16) } else { credit = max(credit, 0) }

@@ -23,6 +23,7 @@ import Synchronization
 
 final class RequestLoop: @unchecked Sendable {
     private static let tick: Int64 = 5_000_000
+    private static let overlapping = 24
 
     private let session: OpaquePointer
     private let descriptor: Int32
@@ -73,6 +74,8 @@ final class RequestLoop: @unchecked Sendable {
         let request: UnsafeMutableRawPointer
         let requestSize: Int
         let state = UnsafeMutablePointer<daybook_fuse_thread>.allocate(capacity: 1)
+        /// Thread that sent the last request, if one did.
+        var lastSender: UInt32 = 0
         private let memory: AlignedBuffer
         private let reply: AlignedBuffer
 
@@ -111,12 +114,8 @@ final class RequestLoop: @unchecked Sendable {
         let buffers = Buffers(server)
         while !stopping.load(ordering: .relaxed) {
             var count = receive(buffers)
-            if count > 0 {
-                let seen = overlap.load(ordering: .relaxed)
-                if seen < 64 { overlap.store(seen + 4, ordering: .relaxed) }
-            } else if count == 0 {
-                let seen = overlap.load(ordering: .relaxed)
-                if seen > 0 { overlap.store(seen - 1, ordering: .relaxed) }
+            noteOverlap(buffers, waiting: count > 0)
+            if count == 0 {
                 guard listening.compareExchange(expected: false, desired: true, ordering: .acquiringAndReleasing).exchanged else {
                     park()
                     continue
@@ -126,7 +125,8 @@ final class RequestLoop: @unchecked Sendable {
                 if count == 0 { continue }
             }
             guard count > 0 else { break }
-            if overlap.load(ordering: .relaxed) > 24 { wakeOne() }
+            if overlap.load(ordering: .relaxed) > Self.overlapping { wakeOne() }
+            buffers.lastSender = daybook_fuse_sender(buffers.request)
             dispatch(server, buffers, count)
             served.wrappingAdd(1, ordering: .relaxed)
         }
@@ -145,6 +145,21 @@ final class RequestLoop: @unchecked Sendable {
     func leaveForLong(_ commits: GroupCommit) {
         // A wake-up costs a few microseconds of a short commit: only worth it when others are there to be served.
         if overlap.load(ordering: .relaxed) > 0 || commits.averageNanoseconds > 1_000_000 { wakeOne() }
+    }
+
+    /// A request that was waiting when the last one had been answered means that clients overlap, if somebody else sent it. The
+    /// same client's may wait as well: it was woken by the answer, on this very processor, before we came to look.
+    private func noteOverlap(_ buffers: Buffers, waiting: Bool) {
+        var seen = overlap.load(ordering: .relaxed)
+        let sender = waiting ? daybook_fuse_sender(buffers.request) : 0
+        if sender != 0 && sender != buffers.lastSender {
+            seen = min(seen + 4, 64)
+        } else if seen > 0 {
+            seen -= 1
+        } else {
+            return
+        }
+        overlap.store(seen, ordering: .relaxed)
     }
 
     private func dispatch(_ server: Server, _ buffers: Buffers, _ count: Int) {
@@ -209,13 +224,13 @@ final class RequestLoop: @unchecked Sendable {
             for _ in 0..<8 { daybook_fuse_pause() }
             let count = receive(buffers)
             let now = daybook_fuse_now()
+            if now - last > Pace.preempted {
+                pace.wasPreempted(at: now)
+                return count
+            }
             if count != 0 {
                 pace.spunWell()
                 return count
-            }
-            if now - last > Pace.preempted {
-                pace.wasPreempted(at: now)
-                return 0
             }
             if now - began > Pace.spin {
                 pace.spunInVain()

@@ -71,6 +71,8 @@ final class Server: @unchecked Sendable {
 /// To be called first, before any thread is started: signals that end the mount are taken in `serve`, and the process is
 /// marked as part of writing back, so that its memory allocations never wait for its own mount.
 public func prepareProcess() {
+    // Started as /proc/self/exe, it would show as "exe".
+    daybook_fuse_name_process("daybook")
     daybook_fuse_block_signals()
     _ = daybook_fuse_become_io_flusher()
 }

@@ -50,6 +50,7 @@ struct MountCommand: ParsableCommand {
               noatime, relatime      never keep access times; keep them roughly (default)
               writeback              let the kernel collect small writes before it hands them over
               latency=0|1            spend power on quick answers while requests flow (default 1 for root)
+              threads=N              how many threads serve requests (default 2)
               allow_other            let other users in (default for root)
               errors=remount-ro      after a device error (the only choice)
               suid, dev, exec, sync, dirsync and their opposites, and what fstab(5) knows, are as usual
@@ -198,6 +199,7 @@ extension MountCommand {
         options.kernelOptions = settings.kernelOptions
         options.writeback = settings.writeback
         options.latency = settings.latency
+        options.threads = settings.threads
         do throws(ServeError) {
             try serve(volume, at: target.directory, options, log: log) {
                 log.info("mounted on \(target.directory)")

@@ -19,6 +19,7 @@ struct MountSettings {
     var point: Point?
     var writeback = false
     var latency: Bool?
+    var threads = 2
     var allowOther: Bool
     /// Flags of mount(2), by name, each at most once.
     private var kernelFlags: [String: Bool] = [:]
@@ -103,6 +104,11 @@ struct MountSettings {
         case "latency":
             guard value == "0" || value == "1" else { throw UsageError("latency=\(value): 0 or 1") }
             latency = value == "1"
+        case "threads":
+            guard let number = Int(value), (1...16).contains(number) else {
+                throw UsageError("threads=\(value): a number from 1 to 16 is possible")
+            }
+            threads = number
         case "user", "comment": break
         default: return name.hasPrefix("x-") || name.hasPrefix("X-")
         }

@@ -51,6 +51,12 @@ enum daybook_fuse_opcode {
 static inline uint32_t daybook_fuse_opcode(const void *request) { return ((const uint32_t *)request)[1]; }
 static inline uint64_t daybook_fuse_unique(const void *request) { return ((const uint64_t *)request)[1]; }
 
+/// The thread that sent the request; 0 for one that the kernel sends of its own accord (FORGET, writeback, RELEASE).
+static inline uint32_t daybook_fuse_sender(const void *request) {
+    uint32_t opcode = daybook_fuse_opcode(request);
+    return opcode == 2 || opcode == 42 || opcode == 18 || opcode == 36 ? 0 : ((const uint32_t *)request)[8];
+}
+
 /// Notes what libfuse will not pass on, then lets it decode the request and call the handler.
 void daybook_fuse_process(struct fuse_session *session, struct daybook_fuse_thread *thread, void *request, size_t size);
 
@@ -91,6 +97,8 @@ static const int32_t daybook_fuse_xattr_create = 1, daybook_fuse_xattr_replace =
 int daybook_fuse_sync_filesystem(const char *path);
 /// Tells the kernel that this process is part of writing back: its allocations must not wait for writeback.
 int daybook_fuse_become_io_flusher(void);
+/// The name that ps(1) shows for the process, from its main thread.
+void daybook_fuse_name_process(const char *name);
 /// O_NONBLOCK on a descriptor.
 int daybook_fuse_set_nonblocking(int descriptor);
 /// Waits until `*word` is no longer `expected`, a wake-up, or `nanoseconds` (negative: no limit).
