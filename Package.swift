@@ -44,5 +44,7 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Volume", "Format", "Memory"]),
+        .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
     ]
 )

@@ -22,8 +22,6 @@ final class LatencyWish: @unchecked Sendable {
     init?() {
         descriptor = open("/dev/cpu_dma_latency", O_WRONLY | O_CLOEXEC)
         guard descriptor >= 0 else { return nil }
-        // Opening it wishes for zero already.
-        tell(Int32.max)
     }
 
     deinit { close(descriptor) }

@@ -98,7 +98,8 @@ public func serve(
     }
     defer {
         server.closeVolume()  // (S1)
-        fuse_session_unmount(session)
+        // libfuse unmounts by path: whatever was mounted over ours must not be hit.
+        if isOnTop(options, mountpoint) { fuse_session_unmount(session) }
         fuse_session_destroy(session)
     }
     let descriptor = fuse_session_fd(session)
@@ -160,11 +161,17 @@ private final class Ending: @unchecked Sendable {
 /// Unmounts because a signal asks for it; the reader threads go on serving meanwhile (S2).
 private func end(_ server: Server, _ mountpoint: String, _ signal: Int32) {
     server.log.notice("signal \(signal): unmounting \(mountpoint)")
-    if unmount(mountpoint) { return }
+    if isOnTop(server.options, mountpoint) && unmount(mountpoint) { return }
     server.log.warning("\(mountpoint) is in use; ending all the same: programs that use it will get errors")
     // What the kernel still holds (shared mappings, the writeback cache) would be lost with the connection.
     _ = daybook_fuse_sync_filesystem(mountpoint)
     server.loop.stop()
+}
+
+/// Whether what is seen at `mountpoint` is our mount, and not one that covers it.
+private func isOnTop(_ options: MountOptions, _ mountpoint: String) -> Bool {
+    guard let mount = MountedFilesystem.at(mountpoint) else { return false }
+    return mount.type.hasPrefix("fuse") && mount.source == options.source
 }
 
 /// False if the mount is busy, or is not ours to unmount.

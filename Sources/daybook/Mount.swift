@@ -206,7 +206,8 @@ extension MountCommand {
                 announceReady()
             }
         } catch {
-            log.error("\(error)")
+            // Once the mount was ready, nobody reads our standard error any more.
+            if statusDescriptor != nil { log.error("\(error)") }
             throw MountError(error.description)
         }
         log.info("unmounted from \(target.directory)")
