@@ -46,5 +46,7 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "VolumeTests", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/VolumeTests"),
+        .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Volume", "Format", "Memory"]),
+        .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
     ]
 )
