@@ -17,6 +17,7 @@ from catalogue import MEASURES
 from machine import Failure, FlushCounter, busy_seconds, drop_caches, last_line
 
 BY_NAME = {measure.name: measure for measure in MEASURES}
+PATIENCE = 900  # seconds for one loop or program; the slowest peer needs a twentieth
 
 
 @dataclass
@@ -124,7 +125,10 @@ class Stage:
 
     def execute(self, command, **options):
         command = [*self.prefix, *(str(word) for word in command)]
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=3600, **options)
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, **options)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"{Path(command[len(self.prefix)]).name} did not end within {PATIENCE} s") from None
         if result.returncode != 0:
             program = Path(command[len(self.prefix)]).name
             raise Failure(f"{program}: {last_line(result.stderr or result.stdout).removeprefix(program + ': ')}")

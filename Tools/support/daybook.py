@@ -42,10 +42,11 @@ class Daybook:
 
     def mount(self, image, point, log, cleanup, options="", prefix=(), patience=120):
         """Mounts with the daemon in the foreground as our child; returns when the directory is usable."""
-        words = [*prefix, *self.command, "mount", "-f"]
-        if options:
-            words += ["-o", options]
-        return Daemon([*words, image, point], point, log, cleanup, patience)
+        command = self.mount_command(image, point, options)
+        return Daemon([*prefix, *command], point, log, cleanup, patience)
+
+    def mount_command(self, image, point, options=""):
+        return [*self.command, "mount", "-f", *(["-o", options] if options else []), str(image), str(point)]
 
     def check(self, image):
         """`fsck -n -f`: (status, all it said)."""
@@ -73,6 +74,3 @@ class Daybook:
         if not found:
             raise Failure("`daybook digest` printed no SHA-256")
         return found.group()
-
-    def stat(self, target):
-        return run(*self.command, "stat", target).stdout

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -32,7 +31,6 @@ PACKAGES = {
     "mkfs.ext4": "e2fsprogs",
     "bindfs": "bindfs",
     "sqlite3": "sqlite3",
-    "fio": "fio",
     "git": "git",
     "cc": "gcc",
     "tar": "tar",
@@ -137,8 +135,9 @@ def workspace(cleanup, parent=None):
     parent = Path(parent or os.environ.get("TMPDIR") or "/var/tmp")
     if filesystem_type(parent) in ("tmpfs", "ramfs", "overlay") and not os.environ.get("DAYBOOK_ANY_DISK"):
         raise Failure("the working directory is not on a disk: choose another one with --directory")
-    directory = Path(tempfile.mkdtemp(prefix="daybook-", dir=parent))
-    cleanup.add(lambda: shutil.rmtree(directory, ignore_errors=False))
+    directory = Path(tempfile.mkdtemp(prefix="daybook-", dir=parent)).resolve()
+    step = cleanup.add(lambda: shutil.rmtree(directory))
+    step.directory = directory  # so that a tool can find this step and keep the directory
     return directory
 
 
@@ -242,7 +241,11 @@ class Daemon:
                 self.abandon()
                 raise Failure("the filesystem did not mount in time")
             time.sleep(0.0005)
-        os.listdir(self.point)
+        try:
+            os.listdir(self.point)
+        except OSError as problem:
+            self.abandon()
+            raise Failure(f"the filesystem mounted and failed: {problem.strerror}: {self.complaint()}") from None
 
     def complaint(self):
         return last_line(self.log.read_text(errors="replace"))
@@ -337,9 +340,3 @@ def busy_seconds():
     """Processor seconds the whole machine has spent so far, steal and idle left out."""
     fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
     return (sum(fields[:3]) + fields[5] + fields[6]) / os.sysconf("SC_CLK_TCK")
-
-
-def background(body, *arguments):
-    thread = threading.Thread(target=body, args=arguments, daemon=True)
-    thread.start()
-    return thread
