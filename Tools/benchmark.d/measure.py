@@ -43,7 +43,8 @@ class Sample:
 
 @dataclass
 class Results:
-    samples: dict = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))  # measure → filesystem → [Sample]
+    # measure → filesystem → [Sample]
+    samples: dict = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     failures: list = field(default_factory=list)
     memory: dict = field(default_factory=lambda: defaultdict(int))          # peak of any daemon
     memory_many: dict = field(default_factory=lambda: defaultdict(int))     # the same with very many files

@@ -159,15 +159,16 @@ class Report:
         ]
         settled = self.table(settled=True)
         if settled:
-            parts += ["The same until everything is on the disk: unmount, the daemon's end and an fsync of the image included.",
-                      "", *settled, ""]
+            parts += ["The same until everything is on the disk: unmount, the daemon's end and an fsync of the image "
+                      "included.", "", *settled, ""]
         for table in (self.durability(), self.cost()):
             if table:
                 parts += [*table, ""]
         if "daybook" in self.filesystems:
             parts += ["Floors:", "", *(f"- {line}" for _, line in self.floors()), ""]
         if self.results.failures:
-            parts += ["Failed:", "", *(f"- {name}, {group}: {message}" for name, group, message in self.results.failures), ""]
+            lines = [f"- {name}, {group}: {message}" for name, group, message in self.results.failures]
+            parts += ["Failed:", "", *lines, ""]
         return "\n".join(parts).rstrip() + "\n"
 
 

@@ -110,16 +110,57 @@ class Cleanup:
                 say(f"clean-up: {problem}")
 
 
+class Interrupts:
+    """Turns signals into KeyboardInterrupt, but not while something is being started that has no name yet (M1)."""
+
+    depth = 0
+    pending = False
+
+    @classmethod
+    def arrive(cls, number, frame):
+        if cls.depth:
+            cls.pending = True
+        else:
+            raise KeyboardInterrupt
+
+    @classmethod
+    @contextlib.contextmanager
+    def deferred(cls):
+        cls.depth += 1
+        try:
+            yield
+        finally:
+            cls.depth -= 1
+            if cls.pending and not cls.depth:
+                cls.pending = False
+                raise KeyboardInterrupt
+
+
+def start(command, cleanup=None, **options):
+    """A process of ours in a session of its own, so that Ctrl-C reaches only the tool, and its whole group can be ended."""
+    with Interrupts.deferred():
+        words = [str(word) for word in command]
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        if cleanup:
+            cleanup.add(lambda: end(process))
+    return process
+
+
+def end(process):
+    """Ends a process that `start` began, and what it began, by its own group (M2)."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
 @contextlib.contextmanager
 def cleaning_up():
     """Runs the body with a `Cleanup` that is undone however the body ends, signals included."""
     cleanup = Cleanup()
 
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, interrupt) for number in handled}
+    previous = {number: signal.signal(number, Interrupts.arrive) for number in handled}
     try:
         yield cleanup
     finally:
@@ -135,10 +176,16 @@ def workspace(cleanup, parent=None):
     parent = Path(parent or os.environ.get("TMPDIR") or "/var/tmp")
     if filesystem_type(parent) in ("tmpfs", "ramfs", "overlay") and not os.environ.get("DAYBOOK_ANY_DISK"):
         raise Failure("the working directory is not on a disk: choose another one with --directory")
-    directory = Path(tempfile.mkdtemp(prefix="daybook-", dir=parent)).resolve()
-    step = cleanup.add(lambda: shutil.rmtree(directory))
-    step.directory = directory  # so that a tool can find this step and keep the directory
+    with Interrupts.deferred():
+        directory = Path(tempfile.mkdtemp(prefix="daybook-", dir=parent)).resolve()
+        step = cleanup.add(lambda: shutil.rmtree(directory))
+        step.directory = directory
     return directory
+
+
+def keep_workspace(cleanup, directory):
+    """Takes the removal of a workspace off the list: what is in it is evidence."""
+    cleanup.steps = [step for step in cleanup.steps if getattr(step, "directory", None) != directory]
 
 
 def main(body):
@@ -214,21 +261,18 @@ def drop_caches():
 class Daemon:
     """A filesystem's process, kept in the foreground as our child, so that its identity, end and cost are certain."""
 
-    def __init__(self, command, point, log, cleanup, patience=120, environment=None):
+    def __init__(self, command, point, log, cleanup, patience=120):
         self.point = Path(point)
         self.cleanup = cleanup
         self.peak_memory = 0
         self.processor_seconds = 0.0
         self.status = None
         self.log = Path(log)
-        self.step = cleanup.add(self.abandon)
         started = time.monotonic()
-        with open(log, "ab") as output:
-            # In a session of its own, so that Ctrl-C reaches this tool only and the daemon is unmounted in order.
-            self.process = subprocess.Popen(
-                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                start_new_session=True, env=environment)
-        self.identifier = self.process.pid
+        with open(log, "ab") as output, Interrupts.deferred():
+            self.process = start(command, stdout=output, stderr=output)
+            self.identifier = self.process.pid
+            self.step = cleanup.add(self.abandon)
         self.wait_until_usable(started + patience)
         self.mount_seconds = time.monotonic() - started
 
@@ -292,10 +336,11 @@ class Daemon:
         self.wait(30)
 
     def abandon(self):
-        detach(self.point)
-        if hasattr(self, "process") and not self.poll():
-            os.kill(self.identifier, signal.SIGKILL)
+        # The process first: it could still be about to mount. Then nobody answers, which `detach` allows for.
+        if not self.poll():
+            os.killpg(self.identifier, signal.SIGKILL)
             self.wait(30)
+        detach(self.point)
         self.cleanup.remove(self.step)
 
 
