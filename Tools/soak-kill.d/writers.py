@@ -24,6 +24,9 @@ GIT = ["git", "-c", "core.fsync=all", "-c", "core.fsyncMethod=fsync", "-c", "gc.
        "-c", "user.name=Soak", "-c", "user.email=soak@localhost", "-c", "advice.detachedHead=false"]
 
 
+FULL = ("No space left on device", "Out of diskspace", "out of disk space")
+
+
 class Full(Exception):
     """The filesystem has no space: make room, go on."""
 
@@ -56,7 +59,7 @@ def execute(*command, **options):
                             **options)
     if result.returncode == 0:
         return result.stdout
-    if "No space left on device" in result.stderr:
+    if any(words in result.stderr for words in FULL):
         raise Full
     raise RuntimeError(f"{Path(command[0]).name} ended with status {result.returncode}: {result.stderr.strip()[-400:]}")
 
@@ -130,10 +133,18 @@ def git(root, outside, seed):
             notes.add("kept", identifier)
             if chance.random() < 0.02:
                 execute(*GIT, "repack", "-a", "-d", "-q", cwd=root)
-        except Full:
+        except (Full, RuntimeError) as problem:
+            # git does not always say why it could not write: the filesystem does.
+            if isinstance(problem, RuntimeError) and not nearly_full(root):
+                raise
             time.sleep(0.5)
             for lock in (root / ".git").rglob("*.lock"):
                 lock.unlink()
+
+
+def nearly_full(path):
+    facts = os.statvfs(path)
+    return facts.f_bavail < facts.f_blocks * 0.15
 
 
 def change_files(root, chance):
