@@ -46,5 +46,7 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .testTarget(
+            name: "VolumeTests", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/VolumeTests"),
     ]
 )

@@ -38,6 +38,10 @@ public final class Space: @unchecked Sendable {
     public internal(set) var superseded: [BlockRun] = []
     /// Used by nothing but history.
     public internal(set) var historyBlocks: UInt64 = 0
+    /// Zones whose backing the device was asked for.
+    private var providedZones: Set<UInt64> = []
+    /// Chunks taken ahead of use, as of the coming freeze.
+    public var spareChunks: [BlockNumber] = []
     /// Chunks opened since the last checkpoint, by serial.
     public var openedChunks: [UInt64: ChunkItem] = [:]
 
@@ -188,8 +192,24 @@ public final class Space: @unchecked Sendable {
         return runs.reduce(0) { $0 + $1.count }
     }
 
+    /// Frees what is pending at once: no slot but the one loaded from is valid. Only before there are threads.
+    public func releasePending() throws(Failure) {
+        for run in pending { try release(run) }
+        pending = []
+    }
+
     /// Blocks of one chunk; set once at open.
     public var chunkBlocks: UInt64 = 1024
+
+    /// Makes sure that the host can hold what is written to these blocks, a zone at a time.
+    public func provide(_ run: BlockRun) throws(DeviceError) {
+        let zoneBlocks = UInt64(Region.zoneBlocks)
+        for zone in run.start.value / zoneBlocks...(run.end - 1) / zoneBlocks where !providedZones.contains(zone) {
+            let start = zone * zoneBlocks
+            try device.provide(BlockNumber(start), count: min(zoneBlocks, map.blockCount - start))
+            providedZones.insert(zone)
+        }
+    }
 
     func release(_ run: BlockRun) throws(Failure) {
         do throws(SpaceError) { try map.release(run) } catch { throw .damaged(error.description) }

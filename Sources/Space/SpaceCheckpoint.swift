@@ -36,7 +36,13 @@ public struct WrittenSpace: Sendable {
 extension Space {
     /// Takes what belongs to the frozen sequence. With the lock held.
     public func freeze() -> FrozenSpace {
-        let frozen = FrozenSpace(bits: map.snapshot(), dead: dead, chunks: openedChunks)
+        var frozen = FrozenSpace(bits: map.snapshot(), dead: dead, chunks: openedChunks)
+        // Chunks taken ahead of use are named by nothing on disk yet: after a crash they are free, and replay claims each
+        // when it meets the header that names it.
+        for chunk in spareChunks {
+            let region = Int(chunk.value) / Region.blocks
+            for block in 0..<Int(chunkBlocks) { frozen.bits[region]?.clear(Int(chunk.value) % Region.blocks + block) }
+        }
         dead = []
         openedChunks = [:]
         return frozen
@@ -109,10 +115,8 @@ extension Space {
             bits.store(buffer.bytes)
             let crc = Region.seal(buffer.bytes, region: UInt64(region), address: at, id: id)
             do throws(DeviceError) { try device.write(at, buffer.bytes) } catch { throw .device(error) }
-            let first = region * Region.blocks
-            let free = bits.free(blocks: min(Region.blocks, Int(map.blockCount) - first))
             try put(Key(.region, UInt64(region)), RegionItem.size) {
-                RegionItem(bitmap: at, crc: crc, free: UInt32(free)).store($0)
+                RegionItem(bitmap: at, crc: crc, free: UInt32(bits.free)).store($0)
             }
         }
         let frozenTree = tree.freeze()

@@ -50,10 +50,8 @@ public struct RegionBits: Sendable {
         for (index, word) in words.enumerated() { page.set(u64: word, at: Region.bits + index * 8) }
     }
 
-    /// Clear bits among the first `blocks`.
-    public func free(blocks: Int) -> Int {
-        words.reduce(0) { $0 + 64 - $1.nonzeroBitCount } - (Region.blocks - blocks)
-    }
+    /// Clear bits. Those beyond the end of the image are always set.
+    public var free: Int { words.reduce(0) { $0 + 64 - $1.nonzeroBitCount } }
 }
 
 public final class SpaceMap: @unchecked Sendable {

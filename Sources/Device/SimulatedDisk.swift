@@ -1,0 +1,134 @@
+// SimulatedDisk: a disk in memory that can lose power (fault model: Docs/TESTING.md).
+//
+//   write ──► pending, in order ──flush──► durable
+//                  │ crash
+//                  └──► each pending write is kept, dropped, or torn at 512-byte sectors, independently of the others
+//
+// (F1) Reads see pending writes. (F2) After `crash` the disk is a new one; whoever holds the old one can write to it, but nobody
+// will read that. (F3) From the moment `failsAfter` names, writes and flushes fail.
+
+public import Format
+import Glibc
+public import Memory
+
+/// SplitMix64: small, seeded, the same everywhere.
+public struct SeededRandom: RandomNumberGenerator, Sendable {
+    private var state: UInt64
+    public init(seed: UInt64) { state = seed }
+    public mutating func next() -> UInt64 {
+        state &+= 0x9E37_79B9_7F4A_7C15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
+        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
+        return z ^ (z >> 31)
+    }
+}
+
+public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
+    public let blockCount: UInt64
+    public let isReadOnly = false
+    public let name: String
+
+    private let lock = Lock()
+    private var durable: [UInt64: [UInt8]]
+    private var pending: [(block: UInt64, bytes: [UInt8])] = []
+    private var newest: [UInt64: [UInt8]] = [:]
+    /// Writes and flushes done so far.
+    public private(set) var operations = 0
+    public private(set) var flushes = 0
+    /// Number of the operation from which on writes and flushes fail.
+    public var failsAfter = Int.max
+    /// Blocks that cannot be read.
+    public var unreadable: Set<UInt64> = []
+
+    public init(blockCount: UInt64, name: String = "simulated disk") {
+        self.blockCount = blockCount
+        self.name = name
+        durable = [:]
+    }
+
+    private init(blockCount: UInt64, name: String, durable: [UInt64: [UInt8]]) {
+        self.blockCount = blockCount
+        self.name = name
+        self.durable = durable
+    }
+
+    private static let zeros = [UInt8](repeating: 0, count: blockSize)
+
+    public func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
+        try lock.withLock { () throws(DeviceError) in
+            for index in 0..<(bytes.count >> blockShift) {
+                let number = block.value + UInt64(index)
+                guard number < blockCount, !unreadable.contains(number) else {
+                    throw DeviceError(.read, errno: EIO, "\(name): reading \(BlockNumber(number))")
+                }
+                bytes.slice(index << blockShift, blockSize).copy(newest[number] ?? durable[number] ?? Self.zeros)
+            }
+        }
+    }
+
+    public func write(_ block: BlockNumber, _ bytes: RawBytes) throws(DeviceError) {
+        try lock.withLock { () throws(DeviceError) in
+            operations += 1
+            guard operations <= failsAfter else { throw DeviceError(.write, errno: EIO, "\(name): writing \(block)") }
+            precondition(block.value + UInt64(bytes.count >> blockShift) <= blockCount, "write beyond the end")
+            for index in 0..<(bytes.count >> blockShift) {
+                let copy = bytes.slice(index << blockShift, blockSize).array
+                pending.append((block.value + UInt64(index), copy))
+                newest[block.value + UInt64(index)] = copy
+            }
+        }
+    }
+
+    public func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) {
+        for (index, page) in pages.enumerated() { try write(block + UInt64(index), page) }
+    }
+
+    public func flush() throws(DeviceError) {
+        try lock.withLock { () throws(DeviceError) in
+            operations += 1
+            flushes += 1
+            guard operations <= failsAfter else { throw DeviceError(.flush, errno: EIO, "\(name): flush") }
+            for (block, bytes) in newest { durable[block] = bytes }
+            newest.removeAll(keepingCapacity: true)
+            pending.removeAll(keepingCapacity: true)
+        }
+    }
+
+    /// The disk after a power failure now, by chance: of the writes since the last flush each block is kept, dropped, or torn.
+    public func crash(_ random: inout some RandomNumberGenerator) -> SimulatedDisk {
+        lock.withLock {
+            var result = durable
+            for (block, bytes) in pending {
+                switch Int.random(in: 0..<4, using: &random) {
+                case 0: break
+                case 1:
+                    var torn = result[block] ?? Self.zeros
+                    for sector in 0..<8 where Bool.random(using: &random) {
+                        torn.replaceSubrange(sector * 512..<(sector + 1) * 512, with: bytes[sector * 512..<(sector + 1) * 512])
+                    }
+                    result[block] = torn
+                default: result[block] = bytes
+                }
+            }
+            return SimulatedDisk(blockCount: blockCount, name: name, durable: result)
+        }
+    }
+
+    /// The disk after the process, not the machine, died: everything written is there.
+    public func copy() -> SimulatedDisk {
+        lock.withLock {
+            SimulatedDisk(blockCount: blockCount, name: name, durable: durable.merging(newest) { $1 })
+        }
+    }
+
+    /// Changes bytes at rest.
+    public func corrupt(_ block: BlockNumber, _ change: (inout [UInt8]) -> Void) {
+        lock.withLock {
+            var bytes = newest[block.value] ?? durable[block.value] ?? Self.zeros
+            change(&bytes)
+            newest[block.value] = nil
+            durable[block.value] = bytes
+        }
+    }
+}

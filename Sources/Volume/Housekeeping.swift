@@ -1,0 +1,219 @@
+// Housekeeping: what the checkpointer thread does besides checkpoints: chunks zeroed ahead of use, orphans reclaimed, history
+// giving way when space is needed.
+//
+// Moving the horizon to checkpoint H (which must be no later than the older slot's, invariant 5):
+//
+//   1 no reader pins a sequence before H        (mayMoveHorizon)
+//   2 record `horizon H`, committed             power fails before: nothing happened; after: replay does step 3
+//   3 dead lists up to H are read and their blocks freed in memory
+//   4 the next checkpoint writes the map        until then the blocks may already be in use again: the older maps do not
+//                                               say so, but the journal, replayed from there, does, in the same order
+
+import Device
+import Format
+import Journal
+import Memory
+import Space
+import Tree
+
+extension Volume {
+    /// The `checkpointer` thread.
+    func checkpointerLoop() {
+        lock.lock()
+        defer { lock.unlock() }
+        while !stopping {
+            guard failureText == nil else {
+                lock.wait()
+                continue
+            }
+            if spareChunks.count < limits.spareChunks { refillChunks() }
+            if !reclaimable.isEmpty { reclaimBatch() }
+            if checkpointWanted || checkpointForced || roomWanted > 0 {
+                checkpointWanted = false
+                let due = checkpointForced || view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
+                    || view.pages.unposted >= limits.unposted
+                checkpointForced = false
+                if due { unlocked { try? checkpoint(clean: false) } }
+                if space!.map.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
+                continue
+            }
+            if spareChunks.count < limits.spareChunks || reclaimable.isEmpty { _ = lock.wait(nanoseconds: 200_000_000) }
+        }
+    }
+
+    private func unlocked(_ body: () -> Void) {
+        lock.unlock()
+        body()
+        lock.lock()
+    }
+
+    // MARK: chunks
+
+    /// Takes chunks and zeroes them, so that commits overwrite blocks which the host has already allocated and written.
+    func refillChunks() {
+        while spareChunks.count < limits.spareChunks, failureText == nil,
+            let chunk = space!.map.allocateChunk(UInt64(superblock.chunkBlocks))
+        {
+            var failed: DeviceError?
+            unlocked {
+                do throws(DeviceError) { try Volume.zero(chunk, count: UInt64(superblock.chunkBlocks), device) } catch {
+                    failed = error
+                }
+            }
+            if let failed {
+                // Out of space below: give the chunk back and let operations see ENOSPC.
+                try? space!.map.release(BlockRun(start: chunk, count: UInt64(superblock.chunkBlocks)))
+                if failed.operation != .allocate { fail(failed.description) }
+                return
+            }
+            spareChunks.append(chunk)
+            lock.broadcast()
+        }
+    }
+
+    static func zero(_ start: BlockNumber, count: UInt64, _ device: any BlockDevice) throws(DeviceError) {
+        try device.provide(start, count: count)
+        let buffer = AlignedBuffer(count: 64 << blockShift)
+        var done: UInt64 = 0
+        while done < count {
+            let blocks = min(64, count - done)
+            try device.write(start + done, buffer.bytes.slice(0, Int(blocks) << blockShift))
+            done += blocks
+        }
+    }
+
+    // MARK: orphans
+
+    /// Reclaims some of the inodes that nobody refers to any more. With the lock held; drops it.
+    func reclaimBatch() {
+        let batch = Array(reclaimable.prefix(256))
+        reclaimable.removeFirst(batch.count)
+        unlocked {
+            do throws(OperationError) { try reclaim(batch) } catch {
+                onEvent(.warning("reclaiming inodes: \(error)"))
+            }
+        }
+    }
+
+    /// Frees the inodes, or what lies beyond their end, in bounded records (invariant 12).
+    func reclaim(_ inodes: [UInt64]) throws(OperationError) {
+        var rest = inodes[...]
+        while !rest.isEmpty {
+            let done = try mutate(deletes: true) { () throws(ViewError) -> Int in try reclaimRecord(rest) }
+            rest = rest.dropFirst(done)
+        }
+    }
+
+    /// One record for as many of `inodes` as its bounds allow. Returns how many of them are finished.
+    private func reclaimRecord(_ inodes: ArraySlice<UInt64>) throws(ViewError) -> Int {
+        var entries: [(inode: InodeNumber, fromBlock: UInt64, outcome: ReclaimPayload.Outcome)] = []
+        var budget = ReclaimPayload.maximumExtents
+        var finished = 0
+        for number in inodes.prefix(64) where budget > 0 {
+            let inode = InodeNumber(number)
+            guard orphans.contains(number), let item = try view.item(inode) else {
+                finished += 1
+                continue
+            }
+            // Somebody holds it again (a look-up raced with the last forget); its next forget brings it back.
+            if item.links == 0 && references[number] != nil {
+                finished += 1
+                continue
+            }
+            let floor = item.links == 0 ? 0 : (item.length + UInt64(blockSize) - 1) >> UInt64(blockShift)
+            var from = UInt64.max
+            var complete = true
+            while let extent = try view.lastExtent(inode, before: from), extent.end > floor {
+                guard budget > 0 else {
+                    complete = false
+                    break
+                }
+                from = max(extent.fileBlock, floor)
+                budget -= 1
+                if from == floor { break }
+            }
+            if complete { from = floor }
+            entries.append((inode, from, complete ? (item.links == 0 ? .remove : .trimmed) : .partly))
+            guard complete else { break }
+            finished += 1
+        }
+        guard !entries.isEmpty else { return finished }
+        try perform(
+            .reclaim, payload: ReclaimPayload.fixed + entries.count * ReclaimPayload.item, .housekeeping, time: now()
+        ) { bytes in
+            for (index, entry) in entries.enumerated() {
+                ReclaimPayload.store(bytes, index, inode: entry.inode, fromBlock: entry.fromBlock, outcome: entry.outcome)
+            }
+        }
+        for entry in entries where entry.outcome != .partly { orphans.remove(entry.inode.value) }
+        return finished
+    }
+
+    // MARK: history gives way
+
+    /// Frees blocks that only history needs, oldest first. With the lock held; drops it. Afterwards either there is room, or
+    /// `roomExhausted` says that there is none to be made.
+    private func makeRoom() {
+        let target = roomWanted > 0 ? limits.reserve + roomWanted : limits.lowWater
+        let wanted = roomWanted
+        let before = space!.map.free
+        var idle = 0
+        while space!.map.free < target && failureText == nil && !stopping && idle < 3 {
+            let missing = target - space!.map.free
+            let ceiling = olderCheckpoint
+            let current = horizon
+            var candidate: SequenceNumber?
+            unlocked { candidate = horizonCandidate(after: current, upTo: ceiling, freeing: missing) }
+            if let candidate, mayMoveHorizon(candidate) {
+                unlocked { moveHorizon(to: candidate) }
+                idle = 0
+            } else if superblock.checkpoint.sequence < view.sequence || olderCheckpoint < superblock.checkpoint.sequence {
+                // A checkpoint lets the horizon follow.
+                unlocked { try? checkpoint(clean: false) }
+                idle += 1
+            } else {
+                break
+            }
+        }
+        let free = space!.map.free
+        if wanted > 0 {
+            roomExhausted = free < limits.reserve + wanted
+            roomWanted = 0
+        } else if free <= before {
+            roomQuiet = true
+        }
+        lock.broadcast()
+    }
+
+    /// The first checkpoint after the horizon whose dead lists free enough, or the last one that may be taken.
+    private func horizonCandidate(after: SequenceNumber, upTo: SequenceNumber, freeing: Int) -> SequenceNumber? {
+        guard let items = try? space!.checkpoints() else { return nil }
+        var sum = 0
+        var last: SequenceNumber?
+        for item in items where item.sequence > after && item.sequence <= upTo {
+            sum += Int(item.deadBlocks)
+            last = item.sequence
+            if sum >= freeing { break }
+        }
+        return last
+    }
+
+    private func moveHorizon(to sequence: SequenceNumber) {
+        do throws(OperationError) {
+            try mutate(deletes: true) { () throws(ViewError) in
+                try perform(.horizon, payload: 8, .housekeeping, time: now()) { $0.set(u64: sequence.value, at: 0) }
+            }
+            try commit()
+        } catch {
+            onEvent(.warning("history could not give way: \(error)"))
+            return
+        }
+        // Durable: what only sequences before it need may be used again (invariant 4).
+        do throws(Space.Failure) {
+            _ = try space!.moveHorizon(to: sequence, lock: lock)
+            lock.withLock { horizon = sequence }
+        } catch {
+            lock.withLock { fail("moving the horizon to \(sequence): \(error)") }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+// Operate: how every operation runs: under the lock, starting over when something it needs has to be read first.
+//
+// (O1) The body of an operation changes nothing until it calls `perform`; whatever may be missing from memory, or may be
+//      refused, comes before. So starting over is safe.
+// (O2) What `perform` appends it applies; if that fails, memory and journal no longer agree and the volume stops writing.
+
+import Device
+import Format
+import Journal
+import Memory
+import Space
+import Tree
+
+extension Volume {
+    /// Runs a reading operation.
+    @inline(__always) func operate<R>(_ body: () throws(ViewError) -> R) throws(OperationError) -> R {
+        lock.lock()
+        defer { lock.unlock() }
+        while true {
+            do throws(ViewError) {
+                let result = try body()
+                view.trim()
+                return result
+            } catch { try supply(error) }
+        }
+    }
+
+    /// Runs a changing operation that may need `blocks` of new space.
+    @inline(__always) func mutate<R>(
+        blocks: Int = 0, deletes: Bool = false, _ body: () throws(ViewError) -> R
+    ) throws(OperationError) -> R {
+        lock.lock()
+        defer { lock.unlock() }
+        guard journal != nil else { throw .readOnly }
+        while true {
+            try admit(blocks: blocks, deletes: deletes)
+            do throws(ViewError) {
+                let result = try body()
+                view.trim()
+                return result
+            } catch { try supply(error) }
+        }
+    }
+
+    /// Waits until the operation may run: not too far ahead of the checkpoint or the journal, space for the worst case.
+    @inline(__always) private func admit(blocks: Int, deletes: Bool) throws(OperationError) {
+        guard failureText == nil else { throw .readOnly }
+        if view.tree.dirtyCount < 2 * limits.dirtyNodes && sealed.count <= 4 && view.pages.dirty.count <= limits.dirtyPages
+            && view.pages.unposted < 2 * limits.unposted && !spareChunks.isEmpty
+            && space!.map.free >= limits.reserve + blocks
+        { return }
+        try admitSlowly(blocks: blocks, deletes: deletes)
+    }
+
+    private func admitSlowly(blocks: Int, deletes: Bool) throws(OperationError) {
+        while true {
+            guard failureText == nil else { throw .readOnly }
+            if view.tree.dirtyCount >= 2 * limits.dirtyNodes || view.pages.unposted >= 2 * limits.unposted {
+                checkpointWanted = true
+            } else if sealed.count > 4 || view.pages.dirty.count > limits.dirtyPages {
+                commitWanted = sealed.count > 4
+                writeBackWanted = true
+            } else if space!.map.free < limits.reserve + blocks || spareChunks.isEmpty {
+                // What deletes may go on into the reserve: it is there so that a full disk can delete.
+                if deletes && space!.map.free > limits.reserve / 2 && !spareChunks.isEmpty { return }
+                if roomExhausted { throw .noSpace }
+                roomWanted = max(roomWanted, blocks + 1)
+                checkpointWanted = true
+            } else {
+                return
+            }
+            lock.broadcast()
+            lock.wait()
+        }
+    }
+
+    /// Brings in what an operation found missing, dropping the lock to read it; passes everything else on.
+    @inline(never) func supply(_ error: ViewError) throws(OperationError) {
+        let buffer = AlignedBuffer(count: blockSize)
+        switch error {
+        case .tree(.missing(let reference, let level)):
+            lock.unlock()
+            let outcome: TreeError?
+            do throws(TreeError) {
+                try view.tree.readMissing(reference, level: level, into: buffer.bytes)
+                outcome = nil
+            } catch { outcome = error }
+            lock.lock()
+            if let outcome { throw report(.tree(outcome)) }
+            view.tree.adopt(reference, buffer.bytes)
+        case .missingPage(let home, let crc, let inode, let fileBlock):
+            lock.unlock()
+            let outcome: ViewError?
+            do throws(ViewError) {
+                try view.readBlock(home, crc: crc, inode, fileBlock, into: buffer.bytes)
+                outcome = nil
+            } catch { outcome = error }
+            lock.lock()
+            if let outcome { throw report(outcome) }
+            view.pages.addClean(home: home, crc: crc, buffer.bytes)
+        default:
+            throw report(error)
+        }
+    }
+
+    /// Tells the log of anything that is not an ordinary refusal.
+    func report(_ error: ViewError) -> OperationError {
+        if case .refused(let refusal) = error { return refusal }
+        onEvent(.warning("input/output error: \(error.text)"))
+        return error.operationError
+    }
+
+    // MARK: records
+
+    /// Appends a record with `payload` bytes, lets `fill` write them, and applies it. With the lock held. `sequence` of the view is
+    /// the record's afterwards.
+    @inline(__always) func perform(
+        _ type: RecordType, payload: Int, _ caller: Caller, time: Timestamp, flags: UInt16 = 0, _ fill: (RawBytes) -> Void
+    ) throws(ViewError) {
+        let journal = journal!
+        if !journal.fits(payload: payload) { seal() }
+        let bytes = journal.append(type, payload: payload, time: time, uid: caller.uid, gid: caller.gid, pid: caller.pid)
+        if flags != 0 { bytes.set(u16: flags, at: 6) }
+        fill(bytes.from(RecordHeader.size))
+        view.tree.mayRead = true
+        defer { view.tree.mayRead = false }
+        do throws(ViewError) {
+            let record: Record
+            do throws(FormatError) { record = try Record(bytes) } catch { throw .damaged(error.description) }
+            try view.apply(record, .live)
+        } catch {
+            fail("record \(journal.lastAppended) could not be applied: \(error.text)")
+            throw error
+        }
+        recordsSinceCheckpoint += 1
+        if roomExhausted && !view.freed.isEmpty { roomExhausted = false }
+        if journal.pendingBytes > 256 << 10 && !commitWanted {
+            commitWanted = true
+            lock.broadcast()
+        }
+        if !checkpointWanted
+            && (view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
+                || view.pages.unposted >= limits.unposted || space!.map.free < limits.lowWater && !roomQuiet)
+        {
+            checkpointWanted = true
+            lock.broadcast()
+        }
+    }
+
+    /// The time for a new record; never before the one of the last frame.
+    @inline(__always) func now() -> Timestamp { clock() }
+
+    /// Ends the pending frame. With the lock held.
+    func seal() {
+        guard let journal, let space else { return }
+        let frame = journal.seal(time: now()) { next in
+            space.openedChunks[next.serial] = ChunkItem(address: next.chunk, first: next.next, epoch: next.epoch)
+            if let chunk = spareChunks.popLast() {
+                // From now on a header names it, so the next checkpoint's map must count it as used.
+                space.map.markDirty(Int(chunk.value) / Region.blocks)
+                if spareChunks.isEmpty { lock.broadcast() }
+                return chunk
+            }
+            if let chunk = space.map.allocateChunk(UInt64(superblock.chunkBlocks)) { return chunk }
+            // Never reached while `admit` insists on a spare chunk; a frame is smaller than half a chunk.
+            fail("no space for the journal's next chunk")
+            return BlockNumber(0)
+        }
+        if let frame { sealed.append(frame) }
+    }
+}

@@ -1,0 +1,174 @@
+// Volume: the live filesystem. Operations check and decide, append a record, apply it to the live view; commits and
+// checkpoints follow behind.
+//
+//   operation ──► record ──► apply ──► reply              (lock held, no device I/O)
+//                   │
+//                   ├── commit:      data, frame, flush                         Commit.swift
+//                   ├── checkpoint:  nodes, posted data, space state, slot      Checkpointer.swift
+//                   └── horizon:     history gives way                          Housekeeping.swift
+//
+// One lock guards the view, the space map, the journal's pending frame and the tables below; it is not held across device
+// I/O (invariant 13), with one exception: a node that `apply` turns out to need although the operation's own look-ups
+// did not bring it in is read under the lock, because a half-applied record cannot be abandoned.
+//
+// Threads: those of the caller (operations, fsync), `writer` (data write-back and the commit timer), `checkpointer`.
+
+public import Device
+public import Format
+import Journal
+import Memory
+import Space
+import Tree
+
+public final class Volume: @unchecked Sendable {
+    let lock = Lock()
+    public let device: any BlockDevice
+    let view: View
+    let space: Space?
+    let journal: JournalWriter?
+    let options: OpenOptions
+    let clock: @Sendable () -> Timestamp
+    let onEvent: @Sendable (VolumeEvent) -> Void
+    /// Asked before history up to a checkpoint is given up; false while a reader in another process needs it.
+    let mayMoveHorizon: @Sendable (SequenceNumber) -> Bool
+    public let limits: VolumeLimits
+
+    // Everything below is guarded by `lock`.
+
+    /// Why the volume is read-only for good.
+    var failureText: String?
+    /// The newest slot as written, and which it is.
+    var superblock: Superblock
+    var newestSlot: Int
+    /// Checkpoint of the slot that will be overwritten next: the horizon may not pass it (invariant 5).
+    var olderCheckpoint: SequenceNumber
+    var horizon: SequenceNumber
+
+    /// References that the kernel holds to inodes.
+    var references: [UInt64: UInt64] = [:]
+    /// Inodes without names, and files being trimmed.
+    var orphans: Set<UInt64> = []
+    var reclaimable: [UInt64] = []
+
+    /// Frames sealed and not yet durable.
+    var sealed: [SealedFrame] = []
+    /// Last record that a flush covers.
+    var durable: SequenceNumber
+    var committing = false
+    /// Data writes that other threads have under way.
+    var dataWrites = 0
+    /// Data blocks written or waiting since the last flush.
+    var unflushedBlocks = 0
+    var commitWanted = false
+    var writeBackWanted = false
+
+    var checkpointWanted = false
+    var checkpointForced = false
+    var checkpointing = false
+    var recordsSinceCheckpoint = 0
+    /// Blocks that somebody waits for.
+    var roomWanted = 0
+    /// No more room can be made until something is deleted: set by the checkpointer.
+    var roomExhausted = false
+    /// Going below the low-water mark asks for nothing until the next checkpoint: there was nothing to give up.
+    var roomQuiet = false
+    /// Chunks taken and zeroed ahead of use.
+    var spareChunks: [BlockNumber] = []
+
+    var stopping = false
+    var threads: [Thread] = []
+    var readPlans: [ReadPlan] = []
+    var writePlans: [WritePlan] = []
+    let zeroPage = AlignedBuffer(count: blockSize)
+
+    /// One line on what recovery did when the volume was opened.
+    public internal(set) var recoveryReport: String?
+    public internal(set) var recovery: ReplayResult?
+
+    init(
+        device: any BlockDevice, view: View, space: Space?, journal: JournalWriter?, superblock: Superblock, newestSlot: Int,
+        olderCheckpoint: SequenceNumber, horizon: SequenceNumber, options: OpenOptions,
+        clock: @escaping @Sendable () -> Timestamp, mayMoveHorizon: @escaping @Sendable (SequenceNumber) -> Bool,
+        onEvent: @escaping @Sendable (VolumeEvent) -> Void
+    ) {
+        self.device = device
+        self.view = view
+        self.space = space
+        self.journal = journal
+        self.superblock = superblock
+        self.newestSlot = newestSlot
+        self.olderCheckpoint = olderCheckpoint
+        self.horizon = horizon
+        self.options = options
+        self.clock = clock
+        self.mayMoveHorizon = mayMoveHorizon
+        self.onEvent = onEvent
+        limits = VolumeLimits(
+            blockCount: superblock.blockCount, chunkBlocks: superblock.chunkBlocks, cacheBytes: options.cacheBytes)
+        durable = view.sequence
+        view.tree.mayRead = false
+    }
+
+    public var id: FilesystemID { superblock.id }
+    public var label: String { superblock.label }
+    public var isReadOnly: Bool { journal == nil || failure != nil }
+    /// Why the volume turned read-only, if it did.
+    public var failure: String? { lock.withLock { failureText } }
+    /// Last record applied.
+    public var sequence: SequenceNumber { lock.withLock { view.sequence } }
+
+    /// Ends all writing (invariant 2). With the lock held.
+    func fail(_ why: String) {
+        guard failureText == nil else { return }
+        failureText = why
+        onEvent(.failure("the filesystem is now read-only: \(why)"))
+        lock.broadcast()
+    }
+
+    /// Blocks in use, for `statfs`.
+    public func statistics() -> Statistics {
+        lock.withLock {
+            var result = Statistics()
+            result.blocks = superblock.blockCount
+            if let space {
+                let pendingDead = view.freed.reduce(0) { $0 + UInt64($1.count) }
+                let free = UInt64(space.map.free) + space.historyBlocks + pendingDead
+                result.free = min(free, result.blocks)
+                result.available = result.free > UInt64(limits.reserve) ? result.free - UInt64(limits.reserve) : 0
+            } else {
+                result.free = result.blocks - min(result.blocks, view.dataBlocks)
+                result.available = 0
+            }
+            result.inodes = view.inodes + result.free
+            result.freeInodes = result.free
+            return result
+        }
+    }
+}
+
+/// Bounds, scaled to the image (invariant 14 and DESIGN.md, "Reserve").
+public struct VolumeLimits: Sendable {
+    /// Dirty tree nodes that trigger a checkpoint; operations wait at twice as many.
+    public let dirtyNodes: Int
+    /// Unposted blocks that trigger one.
+    public let unposted: Int
+    /// Records that trigger one: what a view replays at most, within its second.
+    public let records: Int
+    /// Dirty data pages at which writers wait.
+    public let dirtyPages: Int
+    /// Blocks never lent to operations.
+    public let reserve: Int
+    /// Free blocks below which history begins to give way.
+    public let lowWater: Int
+    public let spareChunks = 2
+
+    init(blockCount: UInt64, chunkBlocks: UInt32, cacheBytes: Int) {
+        let blocks = Int(clamping: blockCount)
+        dirtyNodes = max(128, min(4096, blocks / 128, cacheBytes / blockSize / 4))
+        unposted = max(64, min(4096, blocks / 128, cacheBytes / blockSize / 8))
+        records = 60_000
+        dirtyPages = max(512, min(12_288, cacheBytes / blockSize / 2))
+        reserve = 2 * dirtyNodes + 2 * Int(chunkBlocks) + 256
+        lowWater = reserve + max(blocks / 16, 1024)
+    }
+}
