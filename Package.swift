@@ -29,7 +29,7 @@ let package = Package(
         .target(
             name: "Check", dependencies: ["Volume", "Journal", "Device", "Format", "Memory"], swiftSettings: strict),
         .target(
-            name: "Digest", dependencies: ["Volume", "Device", "Format", "Memory", "CCrypto"], swiftSettings: strict),
+            name: "Digest", dependencies: ["Volume", "Device", "Format", "Memory", "CCrypto", "CSupport"], swiftSettings: strict),
         .systemLibrary(name: "CFuse", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
         .target(name: "CFuseShim", dependencies: ["CFuse"]),
         .target(

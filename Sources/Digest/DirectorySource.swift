@@ -3,7 +3,8 @@
 //
 // A file that changes while it is read gives an error: a digest of no moment would be worth nothing.
 
-public import Format
+import CSupport
+import Format
 import Glibc
 public import Memory
 
@@ -97,8 +98,10 @@ public final class DirectorySource: DigestSource {
             kind: kind, mode: status.st_mode, uid: status.st_uid, gid: status.st_gid, size: UInt64(max(status.st_size, 0)),
             identity: FileIdentity(filesystem: UInt64(status.st_dev), inode: UInt64(status.st_ino)), isShared: status.st_nlink > 1)
         if kind == .characterDevice || kind == .blockDevice {
-            node.major = gnu_dev_major(status.st_rdev)
-            node.minor = gnu_dev_minor(status.st_rdev)
+            // glibc's dev_t, from <sys/sysmacros.h>.
+            let device = UInt64(status.st_rdev)
+            node.major = UInt32(truncatingIfNeeded: device >> 8 & 0xfff | device >> 32 & 0xffff_f000)
+            node.minor = UInt32(truncatingIfNeeded: device & 0xff | device >> 12 & 0xffff_ff00)
         }
         return node
     }
@@ -108,7 +111,7 @@ public final class DirectorySource: DigestSource {
         let name = (file.name + [0]).map { CChar(bitPattern: $0) }
         let flags = flags | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC
         // Reading should leave no trace; but only the owner may ask for that.
-        var descriptor = openat(file.parent, name, flags | O_NOATIME)
+        var descriptor = openat(file.parent, name, flags | daybook_o_noatime())
         if descriptor < 0 && errno == EPERM { descriptor = openat(file.parent, name, flags) }
         guard descriptor >= 0 else { throw failure(file.path) }
         file.descriptor = descriptor
@@ -128,7 +131,7 @@ public final class DirectorySource: DigestSource {
 
     public func xattrs(_ file: File) throws(DigestError) -> [(name: [UInt8], value: [UInt8])] {
         let path = reference(file)
-        let names = try grow { llistxattr(path, $0, $1) }
+        let names = try grow { daybook_list_xattrs(path, $0, $1) }
         guard let names else {
             if errno == ENOTSUP { return [] }
             throw failure(file.path)
@@ -136,7 +139,7 @@ public final class DirectorySource: DigestSource {
         var result: [(name: [UInt8], value: [UInt8])] = []
         for name in names.split(separator: 0) {
             let attribute = (Array(name) + [0]).map { CChar(bitPattern: $0) }
-            guard let value = try grow({ lgetxattr(path, attribute, $0, $1) }) else {
+            guard let value = try grow({ daybook_get_xattr(path, attribute, $0, $1) }) else {
                 // Listed, but not for this process to read (trusted.*).
                 guard errno == ENODATA || errno == EPERM || errno == EACCES else { throw failure(file.path) }
                 missedAttributes = true

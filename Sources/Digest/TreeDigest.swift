@@ -15,8 +15,22 @@
 // (H1) Memory is bounded by the names on the way from the root, and by the number of files with several names.
 // (H2) A tree of any depth is walked without recursion.
 
-public import Format
-public import Memory
+import Format
+import Memory
+
+/// A directory on the way from the root.
+private struct Level<File> {
+    let directory: File
+    let names: NameList
+    var next = 0
+    let pathLength: Int
+
+    init(directory: File, names: NameList, pathLength: Int) {
+        self.directory = directory
+        self.names = names
+        self.pathLength = pathLength
+    }
+}
 
 public final class TreeDigest {
     private let hash = SHA256()
@@ -32,17 +46,11 @@ public final class TreeDigest {
 
     /// The digest of everything below the source's root, 32 bytes.
     public func digest<Source: DigestSource>(_ source: Source) throws(DigestError) -> [UInt8] {
-        struct Level {
-            let directory: Source.File
-            let names: NameList
-            var next = 0
-            let pathLength: Int
-        }
         hash.update(Array("daybook digest 1".utf8))
         var met: [FileIdentity: UInt64] = [:]
         var count: UInt64 = 0
         var path: [UInt8] = []
-        var levels: [Level] = []
+        var levels: [Level<Source.File>] = []
 
         func meet(_ name: [UInt8], _ node: DigestNode, _ file: Source.File) throws(DigestError) {
             if node.kind != .directory, node.isShared {
@@ -125,7 +133,7 @@ public final class TreeDigest {
         case .characterDevice, .blockDevice: detail = .device(node.major, node.minor)
         case .directory, .fifo, .socket: break
         }
-        try onEntry?(DigestLine(path: path, node: node, xattrs: xattrs, detail: detail))
+        if counted { try onEntry?(DigestLine(path: path, node: node, xattrs: xattrs, detail: detail)) }
     }
 
     /// Blocks of zeros do not count, so that it makes no difference whether they are stored.

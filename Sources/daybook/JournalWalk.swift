@@ -25,6 +25,11 @@ struct JournalTail {
     let records: UInt64
     let chunks: UInt64
     let end: JournalEnd
+
+    var isTorn: Bool {
+        if case .torn = end { return true }
+        return false
+    }
 }
 
 extension Image {

@@ -88,7 +88,7 @@ struct LogCommand: ParsableCommand {
             try walk.run(from: first, through: last, take)
         }
         try output.flush()
-        if range.until == nil, let tail, case .torn = tail.end, !source.isLive {
+        if range.until == nil, let tail, tail.isTorn, !source.isLive {
             printError("daybook log: \(source.path): the journal ends after sequence \(tail.last): \(tail.end)")
         }
         return losses

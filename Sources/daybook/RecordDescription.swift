@@ -8,13 +8,21 @@ import Memory
 import Volume
 
 struct RecordDescription {
-    enum Detail {
+    struct Detail {
+        let name: String
+        let value: Value
+        init(_ name: String, _ value: Value) {
+            self.name = name
+            self.value = value
+        }
+    }
+    indirect enum Value {
         case number(UInt64)
         case mode(UInt32)
         case time(Timestamp)
         case word(String)
         case bytes([UInt8])
-        case list([[(String, Detail)]])
+        case list([[Detail]])
     }
 
     let header: RecordHeader
@@ -31,7 +39,7 @@ struct RecordDescription {
     var concerned: [InodeNumber] = []
     /// The directories that its names are in.
     var directories: [InodeNumber] = []
-    var details: [(name: String, value: Detail)] = []
+    var details: [Detail] = []
 
     init(_ record: Record, _ view: View?) {
         header = record.header
@@ -45,9 +53,9 @@ struct RecordDescription {
         case .setxattr, .removexattr: describe(XattrPayload(record.payload)!, paths)
         case .access:
             subject(InodeNumber(record.payload.u64(at: 0)), paths)
-            details = [("atime", .time(Timestamp(nanoseconds: record.payload.i64(at: 8))))]
+            details = [Detail("atime", .time(Timestamp(nanoseconds: record.payload.i64(at: 8))))]
         case .reclaim: describe(ReclaimPayload(record.payload)!, paths)
-        case .horizon: details = [("horizon", .number(record.payload.u64(at: 0)))]
+        case .horizon: details = [Detail("horizon", .number(record.payload.u64(at: 0)))]
         case .tag, .note, .rollback, .restore, .clone: break
         }
     }
@@ -67,11 +75,13 @@ struct RecordDescription {
             path = paths.path(make.parent, make.name)
         }
         if header.type == .symlink { target = make.target.array }
-        details = [("mode", .mode(make.mode)), ("owner", .number(UInt64(make.uid))), ("group", .number(UInt64(make.gid)))]
+        details = [
+            Detail("mode", .mode(make.mode)), Detail("owner", .number(UInt64(make.uid))), Detail("group", .number(UInt64(make.gid))),
+        ]
         let kind = FileKind(mode: make.mode)
         if kind == .characterDevice || kind == .blockDevice {
-            details.append(("major", .number(UInt64(make.device >> 8 & 0xfff))))
-            details.append(("minor", .number(UInt64(make.device & 0xff | make.device >> 12 & 0xfff00))))
+            details.append(Detail("major", .number(UInt64(make.device >> 8 & 0xfff))))
+            details.append(Detail("minor", .number(UInt64(make.device & 0xff | make.device >> 12 & 0xfff00))))
         }
     }
 
@@ -93,58 +103,59 @@ struct RecordDescription {
         target = paths.path(rename.newParent, rename.newName)
         if rename.other != .none {
             let exchanged = rename.flags & RenamePayload.exchange != 0
-            details.append((exchanged ? "exchanged_inode" : "replaced_inode", .number(rename.other.value)))
+            details.append(Detail(exchanged ? "exchanged_inode" : "replaced_inode", .number(rename.other.value)))
             concerned.append(rename.other)
         }
-        if rename.flags & RenamePayload.whiteout != 0 { details.append(("whiteout_inode", .number(rename.whiteoutInode.value))) }
-        details.append(("new_parent", .number(rename.newParent.value)))
-        details.append(("new_name", .bytes(rename.newName.array)))
+        if rename.flags & RenamePayload.whiteout != 0 { details.append(Detail("whiteout_inode", .number(rename.whiteoutInode.value))) }
+        details.append(Detail("new_parent", .number(rename.newParent.value)))
+        details.append(Detail("new_name", .bytes(rename.newName.array)))
     }
 
     private mutating func describe(_ change: AttributesPayload, _ paths: Paths) {
         subject(change.inode, paths)
-        if change.mask & AttributesPayload.mode != 0 { details.append(("mode", .mode(change.mode))) }
-        if change.mask & AttributesPayload.uid != 0 { details.append(("owner", .number(UInt64(change.uid)))) }
-        if change.mask & AttributesPayload.gid != 0 { details.append(("group", .number(UInt64(change.gid)))) }
-        if change.mask & AttributesPayload.accessed != 0 { details.append(("atime", .time(change.accessed))) }
-        if change.mask & AttributesPayload.modified != 0 { details.append(("mtime", .time(change.modified))) }
+        if change.mask & AttributesPayload.mode != 0 { details.append(Detail("mode", .mode(change.mode))) }
+        if change.mask & AttributesPayload.uid != 0 { details.append(Detail("owner", .number(UInt64(change.uid)))) }
+        if change.mask & AttributesPayload.gid != 0 { details.append(Detail("group", .number(UInt64(change.gid)))) }
+        if change.mask & AttributesPayload.accessed != 0 { details.append(Detail("atime", .time(change.accessed))) }
+        if change.mask & AttributesPayload.modified != 0 { details.append(Detail("mtime", .time(change.modified))) }
     }
 
     private mutating func describe(_ content: ContentPayload, _ paths: Paths) {
         subject(content.inode, paths)
         if header.type != .truncate {
-            details.append(("offset", .number(content.offset)))
-            details.append(("length", .number(content.length)))
+            details.append(Detail("offset", .number(content.offset)))
+            details.append(Detail("length", .number(content.length)))
         }
-        details.append(("size", .number(content.size)))
+        details.append(Detail("size", .number(content.size)))
         if header.type == .fallocate {
             let names: [(UInt32, String)] = [
                 (1, "keep-size"), (2, "punch-hole"), (8, "collapse-range"), (16, "zero-range"), (32, "insert-range"),
                 (64, "unshare-range"),
             ]
             let set = names.filter { content.fallocateMode & $0.0 != 0 }.map(\.1)
-            details.append(("fallocate", .word(set.isEmpty ? "allocate" : set.joined(separator: "+"))))
+            details.append(Detail("fallocate", .word(set.isEmpty ? "allocate" : set.joined(separator: "+"))))
         }
     }
 
     private mutating func describe(_ xattr: XattrPayload, _ paths: Paths) {
         subject(xattr.inode, paths)
-        details.append(("name", .bytes(xattr.name.array)))
-        if header.type == .setxattr { details.append(("length", .number(UInt64(xattr.value.count)))) }
+        details.append(Detail("name", .bytes(xattr.name.array)))
+        if header.type == .setxattr { details.append(Detail("length", .number(UInt64(xattr.value.count)))) }
     }
 
     private mutating func describe(_ reclaim: ReclaimPayload, _ paths: Paths) {
-        var list: [[(String, Detail)]] = []
+        var list: [[Detail]] = []
         for index in 0..<reclaim.count {
             guard let item = reclaim.entry(index) else { continue }
             concerned.append(item.inode)
             list.append([
-                ("inode", .number(item.inode.value)), ("from_block", .number(item.fromBlock)), ("outcome", .word("\(item.outcome)")),
+                Detail("inode", .number(item.inode.value)), Detail("from_block", .number(item.fromBlock)),
+                Detail("outcome", .word("\(item.outcome)")),
             ])
         }
         inode = concerned.first
         path = concerned.count == 1 ? paths.path(concerned[0]) : nil
-        details.append(("inodes", .list(list)))
+        details.append(Detail("inodes", .list(list)))
     }
 }
 
@@ -177,8 +188,8 @@ extension RecordDescription {
         text += leftPadded(String(header.uid), 5) + " " + leftPadded(String(header.pid), 7) + "  "
         text += rightPadded(header.type.name, 11) + "  " + pathText
         if let target { text += " -> " + shown(target) } else if header.type == .link || header.type == .rename { text += " -> ?" }
-        for (name, value) in details where !Self.onlyInFull.contains(name) {
-            if let value = Self.text(value) { text += "  " + name + " " + value }
+        for detail in details where !Self.onlyInFull.contains(detail.name) {
+            if let value = Self.text(detail.value) { text += "  " + detail.name + " " + value }
         }
         return text
     }
@@ -187,7 +198,7 @@ extension RecordDescription {
     private static let onlyInFull: Set<String> = ["new_parent", "new_name", "replaced_inode", "exchanged_inode", "whiteout_inode"]
 
     /// A detail as text; nil for lists.
-    static func text(_ value: Detail) -> String? {
+    static func text(_ value: Value) -> String? {
         switch value {
         case .number(let number): String(number)
         case .mode(let mode): octal(mode)
@@ -217,13 +228,14 @@ extension RecordDescription {
             object.add("parent", entry.parent.value)
             object.add("entry", bytes: entry.name)
         }
-        Self.add(details.map { ($0.name, $0.value) }, to: &object)
+        Self.add(details, to: &object)
         return object.closed
     }
 
-    private static func add(_ details: [(String, Detail)], to object: inout JSONObject) {
-        for (name, value) in details {
-            switch value {
+    private static func add(_ details: [Detail], to object: inout JSONObject) {
+        for detail in details {
+            let name = detail.name
+            switch detail.value {
             case .number(let number): object.add(name, number)
             case .mode(let mode): object.add(name, octal(mode))
             case .time(let time): object.add(name, time.rfc3339)

@@ -105,7 +105,7 @@ private struct RecordPage {
         if let target = description.target { try field(header.type == .symlink ? "points to" : "new path", shown(target)) }
         if let inode = description.inode { try field("inode", "\(inode)") }
         if let entry = description.entry { try field("entry", "\(shown(entry.name)) in directory \(entry.parent)") }
-        for (name, value) in description.details { try writeDetail(name, value) }
+        for detail in description.details { try writeDetail(detail.name, detail.value) }
         if header.flags & RecordHeader.flagTrim != 0 { try field("flags", "trim: what lies beyond the end is left to be reclaimed") }
         try field("length", "\(step.record.bytes.count) bytes")
         let isRight = try writeSegments()
@@ -113,12 +113,12 @@ private struct RecordPage {
         return try writeFrame() && isRight
     }
 
-    private func writeDetail(_ name: String, _ value: RecordDescription.Detail) throws(CommandError) {
+    private func writeDetail(_ name: String, _ value: RecordDescription.Value) throws(CommandError) {
         guard case .list(let items) = value else {
             return try field(name.replacing("_", with: " "), RecordDescription.text(value) ?? "")
         }
         for item in items {
-            let parts = item.map { $0.0.replacing("_", with: " ") + " " + (RecordDescription.text($0.1) ?? "") }
+            let parts = item.map { $0.name.replacing("_", with: " ") + " " + (RecordDescription.text($0.value) ?? "") }
             try field(name, parts.joined(separator: ", "))
         }
     }

@@ -1,4 +1,4 @@
-// Main: one executable for every command. It acts by the name that it is called by:
+// Daybook: one executable for every command. It acts by the name that it is called by:
 //
 //   daybook COMMAND …     COMMAND
 //   mkfs.daybook …        mkfs        as mkfs(8) calls it
