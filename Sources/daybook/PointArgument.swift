@@ -198,6 +198,6 @@ func sizeText(_ bytes: UInt64) -> String {
     var index = 0
     while index + 1 < units.count, bytes >> UInt64(10 * (index + 2)) > 0 { index += 1 }
     let shift = UInt64(10 * (index + 1))
-    let tenths = (bytes & ((1 << shift) - 1)) * 10 >> shift
+    let tenths = ((bytes & ((1 << shift) - 1)) * 10) >> shift
     return "\(bytes >> shift)" + (tenths == 0 ? "" : ".\(tenths)") + " " + units[index]
 }
