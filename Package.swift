@@ -28,6 +28,8 @@ let package = Package(
             swiftSettings: strict),
         .target(
             name: "Check", dependencies: ["Volume", "Journal", "Device", "Format", "Memory"], swiftSettings: strict),
+        .target(
+            name: "Digest", dependencies: ["Volume", "Device", "Format", "Memory", "CCrypto", "CSupport"], swiftSettings: strict),
         .systemLibrary(name: "CFuse", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
         .target(name: "CFuseShim", dependencies: ["CFuse"]),
         .target(
@@ -39,7 +41,7 @@ let package = Package(
         .executableTarget(
             name: "daybook",
             dependencies: [
-                "FuseAdapter", "Check", "Volume", "Journal", "Device", "Format", "Memory", "CBlkid", "CCrypto",
+                "FuseAdapter", "Check", "Digest", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory", "CBlkid",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 // --- CRC32C -------------------------------------------------------------------------------------------------
@@ -119,6 +120,13 @@ uint32_t daybook_crc32c(uint32_t crc, const void *data, size_t length) {
 // --- Linux --------------------------------------------------------------------------------------------------
 
 int daybook_o_direct(void) { return O_DIRECT; }
+int daybook_o_noatime(void) { return O_NOATIME; }
+
+long daybook_list_xattrs(const char *path, void *names, size_t size) { return llistxattr(path, names, size); }
+
+long daybook_get_xattr(const char *path, const char *name, void *value, size_t size) {
+    return lgetxattr(path, name, value, size);
+}
 
 int daybook_ofd_lock(int fd, int type, int64_t offset, int64_t length) {
     struct flock lock = {.l_type = (short)type, .l_whence = SEEK_SET, .l_start = offset, .l_len = length, .l_pid = 0};

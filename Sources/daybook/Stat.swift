@@ -1,0 +1,225 @@
+// daybook stat: what an image is, what is in it, and how far its history reaches.
+
+import ArgumentParser
+import Device
+import Format
+import Glibc
+import Journal
+import Memory
+import Space
+import Tree
+import Volume
+
+struct StatCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "stat", abstract: "Show geometry, space, history and journal of a filesystem.")
+
+    @Argument(help: ArgumentHelp("Image file, block device or mounted directory.", valueName: "image|device|dir"))
+    var image: String
+    @Flag(help: "One JSON object.")
+    var json = false
+
+    func run() throws {
+        let source = try ImageSource(image)
+        let facts = try source.pinned({ (image) throws(OpenError) in image.superblock.checkpoint }, { (image, _) throws(OpenError) in
+            try FilesystemFacts(image)
+        })
+        let isLive = source.isLive
+        let output = Output()
+        if json {
+            try output.line(facts.json(source, isLive: isLive))
+        } else {
+            try facts.write(source, isLive: isLive, output)
+        }
+        try output.flush()
+        if let damage = facts.journalDamage {
+            printError("daybook stat: \(source.path): \(damage)")
+            throw ExitCode(1)
+        }
+    }
+}
+
+/// What replaying is reckoned to cost. Measured on a two-core virtual machine with a warm host cache; a report, not a bound.
+private enum ReplayCost {
+    static let nanosecondsPerRecord: UInt64 = 4_000
+    static let nanosecondsPerFrame: UInt64 = 25_000
+    /// Both slots written and flushed.
+    static let nanosecondsToBegin: UInt64 = 5_000_000
+}
+
+private struct FilesystemFacts {
+    let image: Image
+    let checkpoints: [CheckpointItem]
+    let chunks: UInt64
+    let freeBlocks: UInt64
+    /// Nil where the journal after the newest checkpoint is damaged.
+    let tail: JournalTail?
+    let journalDamage: String?
+    /// At the newest record where that can be told, else at the checkpoint.
+    let inodes: UInt64
+    let dataBlocks: UInt64
+
+    init(_ image: Image) throws(OpenError) {
+        self.image = image
+        checkpoints = try image.retained()
+        do throws(Space.Failure) { chunks = UInt64(try image.space.chunks().count) } catch {
+            throw OpenError(.damaged, "\(image.device.name): \(error)")
+        }
+        var free: UInt64 = 0
+        do throws(TreeError) {
+            try image.space.tree.scan(from: Key(.region, 0), mapping: { $0 }) { (key, value) throws(TreeError) -> Bool in
+                guard key.high == UInt64(SpaceItemType.region.rawValue) else { return false }
+                free += UInt64(RegionItem(value)?.free ?? 0)
+                return true
+            }
+        } catch { throw OpenError(.damaged, "\(image.device.name): \(Space.Failure(error))") }
+        freeBlocks = free
+        var damage: String?
+        do throws(OpenError) { tail = try image.tail() } catch {
+            tail = nil
+            damage = error.description
+        }
+        let view = tail == nil ? nil : try? image.view(at: nil).view
+        inodes = view?.inodes ?? image.superblock.checkpoint.inodes
+        dataBlocks = view?.dataBlocks ?? image.superblock.checkpoint.dataBlocks
+        journalDamage = damage
+    }
+
+    private var superblock: Superblock { image.superblock }
+    private var last: SequenceNumber { tail?.last ?? superblock.checkpoint.sequence }
+    private var lastTime: Timestamp { tail?.time ?? superblock.checkpoint.time }
+
+    private var journalBlocks: UInt64 { (chunks + 1 + (tail?.chunks ?? 0)) * UInt64(superblock.chunkBlocks) }
+    /// What is neither free nor told apart otherwise: nodes, bitmaps, lists.
+    private var otherBlocks: UInt64 {
+        let known = freeBlocks + superblock.checkpoint.dataBlocks + superblock.historyBlocks + journalBlocks
+        return superblock.blockCount - min(known, superblock.blockCount)
+    }
+    private var reserveBlocks: UInt64 { UInt64(VolumeLimits.usual(for: superblock).reserve) }
+
+    private var replayNanoseconds: UInt64 {
+        guard let tail else { return 0 }
+        return ReplayCost.nanosecondsToBegin + tail.records * ReplayCost.nanosecondsPerRecord
+            + tail.frames * ReplayCost.nanosecondsPerFrame
+    }
+
+    private func state(isLive: Bool) -> String {
+        if superblock.flags & Superblock.flagDamaged != 0 || journalDamage != nil { return "damaged" }
+        if isLive { return "in use" }
+        return superblock.isClean && tail?.records == 0 ? "clean" : "unclean"
+    }
+
+    private func slotText(_ slot: Int) -> String {
+        switch image.slots[slot] {
+        case .success(let superblock): "generation \(superblock.generation), checkpoint \(superblock.checkpoint.sequence)"
+        case .failure(let error): error.description
+        }
+    }
+
+    private var features: String {
+        let words = [
+            ("compatible", superblock.compatible), ("read-only compatible", superblock.readOnlyCompatible),
+            ("incompatible", superblock.incompatible),
+        ].filter { $0.1 != 0 }.map { "\($0.0) \(hex($0.1))" }
+        return words.isEmpty ? "none" : words.joined(separator: ", ")
+    }
+
+    // MARK: text
+
+    func write(_ source: ImageSource, isLive: Bool, _ output: Output) throws(CommandError) {
+        func field(_ name: String, _ value: String) throws(CommandError) {
+            try output.line(rightPadded(name, 18) + value)
+        }
+        func blocks(_ count: UInt64) -> String { "\(sizeText(count << UInt64(blockShift))) (\(counted(count, "block")))" }
+
+        try field("image", shown(Array(source.path.utf8)))
+        try field("label", superblock.label.isEmpty ? "-" : shown(Array(superblock.label.utf8)))
+        try field("UUID", "\(superblock.id)")
+        try field("features", features)
+        try field("size", blocks(superblock.blockCount))
+        try field("created", superblock.created.local)
+        let holders = source.mounts.map { "mounted on " + shown(Array($0.mountpoint.utf8)) }
+        try field("state", ([stateText(isLive)] + holders).joined(separator: ", "))
+        try field("superblock", "slot \(image.newestSlot), written \(superblock.written.local)")
+        for slot in image.slots.indices { try field("  slot \(slot)", slotText(slot)) }
+
+        try output.line("")
+        try field("files", "\(inodes)")
+        try field("live data", blocks(dataBlocks))
+        try field("history", blocks(superblock.historyBlocks))
+        try field("journal", "\(blocks(journalBlocks)), chunks of \(sizeText(UInt64(superblock.chunkBlocks) << UInt64(blockShift)))")
+        try field("metadata", blocks(otherBlocks))
+        try field("free", "\(blocks(freeBlocks)), of which \(sizeText(reserveBlocks << UInt64(blockShift))) are kept in reserve")
+
+        try output.line("")
+        try field("horizon", "sequence \(superblock.horizon)" + (checkpoints.first.map { ", \($0.time.local)" } ?? ""))
+        try field("last record", "sequence \(last), \(lastTime.local)")
+        try field("checkpoints", "\(checkpoints.count), the newest at sequence \(superblock.checkpoint.sequence), \(superblock.checkpoint.time.local)")
+        if let tail {
+            try field("after it", "\(counted(tail.records, "record")) in \(counted(tail.frames, "frame")); \(tail.end)")
+            try field("replay", isLive ? "about \(milliseconds) if it ended now" : "about \(milliseconds)")
+            try field("journal position", "chunk \(tail.position.serial) at \(tail.position.chunk), block \(tail.position.block); successor at \(tail.successor)")
+        }
+        try field("epoch", "\(superblock.epoch)" + (superblock.cut.epoch == 0 ? "" : "; epoch \(superblock.cut.epoch) was cut after sequence \(SequenceNumber(superblock.cut.next.value - 1))"))
+    }
+
+    private func stateText(_ isLive: Bool) -> String {
+        switch state(isLive: isLive) {
+        case "unclean": "unclean: the journal will be replayed"
+        case "damaged": "damaged: run fsck.daybook"
+        case let other: other
+        }
+    }
+
+    private var milliseconds: String { "\((replayNanoseconds + 999_999) / 1_000_000) ms" }
+
+    // MARK: JSON
+
+    func json(_ source: ImageSource, isLive: Bool) -> String {
+        var object = JSONObject()
+        object.add("image", bytes: Array(source.path.utf8))
+        object.add("label", superblock.label)
+        object.add("uuid", "\(superblock.id)")
+        object.add("features", features)
+        object.add("block_size", UInt64(blockSize))
+        object.add("blocks", superblock.blockCount)
+        object.add("created", superblock.created.rfc3339)
+        object.add("written", superblock.written.rfc3339)
+        object.add("state", state(isLive: isLive))
+        object.add("clean", superblock.isClean)
+        object.add("mounted_on", raw: "[" + source.mounts.map { mount in
+            var inner = JSONObject()
+            inner.add("directory", bytes: Array(mount.mountpoint.utf8))
+            return inner.closed
+        }.joined(separator: ",") + "]")
+        object.add("generation", superblock.generation)
+        object.add("slot", UInt64(image.newestSlot))
+        object.add("inodes", inodes)
+        object.add("live_blocks", dataBlocks)
+        object.add("history_blocks", superblock.historyBlocks)
+        object.add("journal_blocks", journalBlocks)
+        object.add("metadata_blocks", otherBlocks)
+        object.add("free_blocks", freeBlocks)
+        object.add("reserve_blocks", reserveBlocks)
+        object.add("horizon", superblock.horizon.value)
+        object.add("last_sequence", last.value)
+        object.add("last_time", lastTime.rfc3339)
+        object.add("checkpoints", UInt64(checkpoints.count))
+        object.add("newest_checkpoint", superblock.checkpoint.sequence.value)
+        object.add("epoch", superblock.epoch)
+        if let tail {
+            object.add("records_to_replay", tail.records)
+            object.add("frames_to_replay", tail.frames)
+            object.add("estimated_replay_seconds", raw: "\(Double(replayNanoseconds) / 1e9)")
+            var position = JSONObject()
+            position.add("chunk", tail.position.chunk.value)
+            position.add("serial", tail.position.serial)
+            position.add("block", UInt64(tail.position.block))
+            position.add("successor", tail.successor.value)
+            object.add("journal_position", position)
+            object.add("journal_end", tail.end.description)
+        }
+        if let journalDamage { object.add("journal_damage", journalDamage) }
+        return object.closed
+    }
+}
