@@ -10,6 +10,7 @@
 //      writing to something that nobody can see. Once stopped, the dead mount is detached, so that nothing trips over it.
 
 import CFuseShim
+import Device
 import Glibc
 public import Logging
 import Memory

@@ -60,9 +60,3 @@ private struct LineLog: LogHandler {
 
     func log(event: LogEvent) { printError(prefix + event.message.description) }
 }
-
-/// One line on standard error, written at once, so that lines of several threads do not mix.
-func printError(_ line: String) {
-    var text = line + "\n"
-    text.withUTF8 { _ = write(2, $0.baseAddress!, $0.count) }
-}

@@ -128,10 +128,6 @@ struct MountTarget {
     }
 }
 
-extension MountedFilesystem {
-    var isDaybook: Bool { type == "fuse.daybook" }
-}
-
 private func resolve(_ path: String) -> String? {
     guard let resolved = realpath(path, nil) else { return nil }
     defer { free(resolved) }
@@ -188,7 +184,8 @@ extension MountCommand {
         let volume: Volume
         do {
             volume = try Volume.open(
-                device, options: settings.volume, clock: wallClock, random: systemRandom, onEvent: { report($0, to: log) })
+                device, options: settings.volume, clock: wallClock, random: systemRandom,
+                mayMoveHorizon: { lock?.extendHorizon(to: $0) ?? false }, onEvent: { report($0, to: log) })
         } catch {
             throw MountError("\(target.image): \(error)")
         }
@@ -227,7 +224,7 @@ extension MountCommand {
         if settings.readOnly { return (device, nil) }
         var attempts = 500
         while true {
-            do throws(LockError) { return (device, try ImageLock.acquireWriter(device)) } catch {
+            do throws(LockError) { return (device, try ImageLock.acquireWriter(descriptor: device.descriptor, path: target.image)) } catch {
                 attempts -= 1
                 if let mount = MountedFilesystem.all().first(where: { $0.isDaybook && $0.source == target.image }) {
                     throw MountError("\(target.image) is already mounted on \(mount.mountpoint)")

@@ -4,6 +4,7 @@
 import CFuseShim
 import Format
 import Glibc
+import Device
 import Testing
 import Volume
 
