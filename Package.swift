@@ -46,8 +46,12 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .target(name: "TestSupport", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
         .testTarget(
-            name: "VolumeTests", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/VolumeTests"),
+            name: "VolumeTests", dependencies: ["TestSupport", "Volume", "Device", "Format", "Memory"], path: "Tests/VolumeTests"),
+        .testTarget(
+            name: "CheckTests", dependencies: ["TestSupport", "Check", "Volume", "Tree", "Space", "Device", "Format", "Memory"],
+            path: "Tests/CheckTests"),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
     ]

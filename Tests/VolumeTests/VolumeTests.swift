@@ -4,13 +4,9 @@
 import Device
 import Format
 import Memory
+import TestSupport
 import Testing
 import Volume
-
-func pattern(_ count: Int, _ seed: UInt64) -> [UInt8] {
-    var random = SeededRandom(seed: seed)
-    return (0..<count).map { _ in UInt8(truncatingIfNeeded: random.next()) }
-}
 
 @Suite struct VolumeTests {
     @Test func emptyFilesystemMountsAndCloses() throws {
