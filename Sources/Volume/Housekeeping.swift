@@ -89,17 +89,17 @@ extension Volume {
         let batch = Array(reclaimable.prefix(256))
         reclaimable.removeFirst(batch.count)
         unlocked {
-            do throws(OperationError) { try reclaim(batch) } catch {
+            do throws(OperationError) { try reclaim(batch, onCheckpointer: true) } catch {
                 onEvent(.warning("reclaiming inodes: \(error)"))
             }
         }
     }
 
     /// Frees the inodes, or what lies beyond their end, in bounded records (invariant 12).
-    func reclaim(_ inodes: [UInt64]) throws(OperationError) {
+    func reclaim(_ inodes: [UInt64], onCheckpointer: Bool = false) throws(OperationError) {
         var rest = inodes[...]
         while !rest.isEmpty {
-            let done = try mutate(deletes: true) { () throws(ViewError) -> Int in try reclaimRecord(rest) }
+            let done = try mutate(deletes: true, onCheckpointer: onCheckpointer) { () throws(ViewError) -> Int in try reclaimRecord(rest) }
             rest = rest.dropFirst(done)
         }
     }
@@ -157,16 +157,25 @@ extension Volume {
         let target = roomWanted > 0 ? limits.reserve + roomWanted : limits.lowWater
         let wanted = roomWanted
         let before = space!.map.free
+        // Moving the horizon is itself a record, which the next checkpoint writes and the next move could give up: what counts is the space
+        // won. Two checkpoints let the older slot catch up, so a few steps may pass without any.
         var idle = 0
-        while space!.map.free < target && failureText == nil && !stopping && idle < 3 {
-            let missing = target - space!.map.free
+        var best = before
+        // Free blocks in which no chunk of the journal finds a place are as good as none.
+        while space!.map.free < target || spareChunks.isEmpty, failureText == nil && !stopping && idle < 6 {
+            let missing = max(target - space!.map.free, Int(superblock.chunkBlocks))
             let ceiling = olderCheckpoint
             let current = horizon
             var candidate: SequenceNumber?
             unlocked { candidate = horizonCandidate(after: current, upTo: ceiling, freeing: missing) }
             if let candidate, mayMoveHorizon(candidate) {
                 unlocked { moveHorizon(to: candidate) }
-                idle = 0
+                idle += 1
+                if space!.map.free >= best + 64 {
+                    best = space!.map.free
+                    idle = 0
+                }
+                if spareChunks.count < limits.spareChunks { refillChunks() }
             } else if superblock.checkpoint.sequence < view.sequence || olderCheckpoint < superblock.checkpoint.sequence {
                 // A checkpoint lets the horizon follow.
                 unlocked { try? checkpoint(clean: false) }
@@ -177,7 +186,7 @@ extension Volume {
         }
         let free = space!.map.free
         if wanted > 0 {
-            roomExhausted = free < limits.reserve + wanted
+            roomExhausted = free < limits.reserve + wanted || spareChunks.isEmpty
             roomWanted = 0
         } else if free <= before {
             roomQuiet = true
@@ -200,7 +209,7 @@ extension Volume {
 
     private func moveHorizon(to sequence: SequenceNumber) {
         do throws(OperationError) {
-            try mutate(deletes: true) { () throws(ViewError) in
+            try mutate(deletes: true, onCheckpointer: true) { () throws(ViewError) in
                 try perform(.horizon, payload: 8, .housekeeping, time: now()) { $0.set(u64: sequence.value, at: 0) }
             }
             try commit()
