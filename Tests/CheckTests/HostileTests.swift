@@ -15,7 +15,7 @@ import Volume
     @Test func anyDamageIsSurvived() throws {
         let base = try image()
         let first = ProcessInfo.processInfo.environment["DAYBOOK_TEST_SEED"].flatMap { UInt64($0) }
-        let count = UInt64(ProcessInfo.processInfo.environment["DAYBOOK_TEST_MUTATIONS"] ?? "300")!
+        let count = UInt64(ProcessInfo.processInfo.environment["DAYBOOK_TEST_MUTATIONS"] ?? "150")!
         for seed in first.map({ $0..<($0 + 1) }) ?? 0..<count {
             var random = SeededRandom(seed: seed)
             let disk = base.copy()
@@ -25,7 +25,7 @@ import Volume
             let before = disk.operations
             let overlay = OverlayDevice(disk)
             if let volume = try? openVolume(overlay, cacheBytes: 8 << 20) {
-                _ = try? Model.of(volume)
+                use(volume)
                 try? volume.make("after")
                 do { try volume.close() } catch { volume.abandon() }
             }
@@ -77,32 +77,40 @@ import Volume
         return result
     }
 
+    /// A little of everything, whatever it answers.
+    private func use(_ volume: Volume) {
+        let buffer = AlignedBuffer(count: 1 << 16)
+        for number in 1..<120 as Range<UInt64> {
+            let inode = InodeNumber(number)
+            guard let found = try? volume.attributes(inode) else { continue }
+            var names = 0
+            try? volume.list(inode, from: 0, attributes: true) { _ in
+                names += 1
+                return names < 1000
+            }
+            for name in ((try? volume.listXattrs(inode)) ?? []).split(separator: 0).prefix(20) {
+                _ = try? Array(name).withRawBytes { (name) throws(OperationError) in try volume.xattr(inode, name) { $0.count } }
+            }
+            _ = try? volume.readLink(inode) { $0.count }
+            _ = try? volume.read(inode, at: 0, into: buffer.bytes)
+            _ = try? volume.seek(inode, from: 0, to: .hole)
+            guard number % 3 == 0 else { continue }
+            _ = try? volume.write(inode, at: 5000, buffer.bytes.slice(0, 3000), killPrivileges: false, testCaller)
+            var change = AttributeChange()
+            change.size = found.item.length / 2
+            _ = try? volume.setAttributes(inode, change, testCaller)
+        }
+    }
+
     private func mutate(_ editor: Editor, _ random: inout SeededRandom) {
-        for _ in 0..<Int.random(in: 1...3, using: &random) {
-            switch Int.random(in: 0..<10, using: &random) {
+        // What the editor itself has to find its way by is damaged last.
+        let kinds = (0..<Int.random(in: 1...3, using: &random)).map { _ in Int.random(in: 0..<10, using: &random) }
+        for kind in kinds.sorted() {
+            switch kind {
             case 0..<4:
                 let key = editor.tree.randomElement(using: &random)!.key
                 editor.editTree(key) { scramble(&$0, key, &random) }
-            case 4..<7:
-                let key = editor.space.randomElement(using: &random)!.key
-                editor.editSpace(key) { scramble(&$0, key, &random) }
-            case 7:
-                let page = AlignedBuffer(count: blockSize)
-                editor.superblock.store(page.bytes, slot: editor.slot)
-                let at = Int.random(in: 120..<528, using: &random)
-                page.bytes.set(u8: UInt8.random(in: 0...255, using: &random), at: at)
-                page.bytes.set(u32: page.bytes.crc32c(skipping: 12), at: 12)
-                editor.write(Superblock.slots[editor.slot], page)
-                if let changed = try? Superblock(page.bytes, slot: editor.slot), changed.spaceRoot == editor.superblock.spaceRoot,
-                    changed.checkpoint.root == editor.superblock.checkpoint.root, changed.spaceLevel == editor.superblock.spaceLevel,
-                    changed.checkpoint.rootLevel == editor.superblock.checkpoint.rootLevel,
-                    changed.checkpoint.sequence == editor.superblock.checkpoint.sequence
-                {
-                    editor.superblock = changed
-                } else {
-                    return
-                }
-            case 8:
+            case 4:
                 // A frame of the journal that is still to be replayed, with its checksum right: then it is the last.
                 let position = editor.superblock.checkpoint.journal
                 let page = editor.read(position.chunk + UInt64(position.block))
@@ -117,7 +125,7 @@ import Volume
                     let bytes = frame.bytes.slice(block << blockShift, blockSize).array
                     editor.disk.corrupt(position.chunk + UInt64(Int(position.block) + block)) { $0 = bytes }
                 }
-            default:
+            case 5:
                 guard let item = editor.checkpoints.filter({ $0.deadList.value != 0 }).randomElement(using: &random) else { return }
                 let words = (0..<4).map { _ in UInt64.random(in: 0...UInt64.max, using: &random) >> UInt64.random(in: 0..<64, using: &random) }
                 let index = Int.random(in: 0..<Int(item.deadEntries), using: &random)
@@ -126,6 +134,25 @@ import Volume
                     entries[index].start = BlockNumber(words[0])
                     entries[index].count = UInt32(truncatingIfNeeded: words[1])
                     if words[2] & 1 == 0 { entries[index].death = SequenceNumber(words[3]) }
+                }
+            case 6..<9:
+                let key = editor.space.randomElement(using: &random)!.key
+                editor.editSpace(key) { scramble(&$0, key, &random) }
+            default:
+                let page = AlignedBuffer(count: blockSize)
+                editor.superblock.store(page.bytes, slot: editor.slot)
+                let at = Int.random(in: 120..<528, using: &random)
+                page.bytes.set(u8: UInt8.random(in: 0...255, using: &random), at: at)
+                page.bytes.set(u32: page.bytes.crc32c(skipping: 12), at: 12)
+                editor.write(Superblock.slots[editor.slot], page)
+                if let changed = try? Superblock(page.bytes, slot: editor.slot), changed.spaceRoot == editor.superblock.spaceRoot,
+                    changed.checkpoint.root == editor.superblock.checkpoint.root, changed.spaceLevel == editor.superblock.spaceLevel,
+                    changed.checkpoint.rootLevel == editor.superblock.checkpoint.rootLevel,
+                    changed.checkpoint.sequence == editor.superblock.checkpoint.sequence
+                {
+                    editor.superblock = changed
+                } else {
+                    return
                 }
             }
         }
