@@ -34,7 +34,7 @@ let package = Package(
         .target(name: "CFuseShim", dependencies: ["CFuse"]),
         .target(
             name: "FuseAdapter",
-            dependencies: ["Volume", "Format", "Memory", "CFuse", "CFuseShim", .product(name: "Logging", package: "swift-log")],
+            dependencies: ["Volume", "Device", "Format", "Memory", "CFuse", "CFuseShim", .product(name: "Logging", package: "swift-log")],
             swiftSettings: strict),
         .systemLibrary(name: "CBlkid", pkgConfig: "blkid", providers: [.apt(["libblkid-dev"])]),
         .systemLibrary(name: "CCrypto", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
@@ -48,5 +48,7 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "VolumeTests", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/VolumeTests"),
+        .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
+        .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
     ]
 )

@@ -161,6 +161,19 @@ extension Space {
         entries += deadNodes.map {
             DeadEntry(start: $0.address, count: 1, kind: .node, birth: $0.birth, death: item.sequence)
         }
+        // Two checkpoints of one sequence are one item: what the first found dead is still to be consumed, once.
+        let existing: CheckpointItem?
+        do throws(TreeError) {
+            existing = try tree.find(Key(.checkpoint, item.sequence.value)).map { CheckpointItem($0) }
+        } catch { throw Failure(error) }
+        if let existing, existing.deadList.value != 0 {
+            do throws(ListError) {
+                let list = try ListChain.readDead(existing.deadList, crc: existing.deadListCRC, id: id, device: device)
+                entries += list.entries
+                superseded += list.blocks.map { BlockRun(start: $0, count: 1) }
+            } catch { throw Failure(error) }
+            lock.withLock { historyBlocks -= min(historyBlocks, existing.deadBlocks) }
+        }
         entries.sort { $0.start < $1.start }
         var merged: [DeadEntry] = []
         merged.reserveCapacity(entries.count)

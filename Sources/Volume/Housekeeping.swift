@@ -89,17 +89,19 @@ extension Volume {
         let batch = Array(reclaimable.prefix(256))
         reclaimable.removeFirst(batch.count)
         unlocked {
-            do throws(OperationError) { try reclaim(batch) } catch {
+            do throws(OperationError) { try reclaim(batch, housekeeping: true) } catch {
                 onEvent(.warning("reclaiming inodes: \(error)"))
             }
         }
     }
 
     /// Frees the inodes, or what lies beyond their end, in bounded records (invariant 12).
-    func reclaim(_ inodes: [UInt64]) throws(OperationError) {
+    func reclaim(_ inodes: [UInt64], housekeeping: Bool = false) throws(OperationError) {
         var rest = inodes[...]
         while !rest.isEmpty {
-            let done = try mutate(deletes: true) { () throws(ViewError) -> Int in try reclaimRecord(rest) }
+            let done = try mutate(deletes: true, housekeeping: housekeeping) { () throws(ViewError) -> Int in
+                try reclaimRecord(rest)
+            }
             rest = rest.dropFirst(done)
         }
     }
@@ -154,11 +156,16 @@ extension Volume {
     /// Frees blocks that only history needs, oldest first. With the lock held; drops it. Afterwards either there is room, or
     /// `roomExhausted` says that there is none to be made.
     private func makeRoom() {
+        while !reclaimable.isEmpty && failureText == nil { reclaimBatch() }
         let target = roomWanted > 0 ? limits.reserve + roomWanted : limits.lowWater
         let wanted = roomWanted
         let before = space!.map.free
+        // What died lately is freed two checkpoints and a move of the horizon later; steps beyond that which free nothing only
+        // turn in a circle.
+        var best = before
         var idle = 0
-        while space!.map.free < target && failureText == nil && !stopping && idle < 3 {
+        while space!.map.free < target && failureText == nil && !stopping && idle < 6 {
+            idle += 1
             let missing = target - space!.map.free
             let ceiling = olderCheckpoint
             let current = horizon
@@ -166,13 +173,15 @@ extension Volume {
             unlocked { candidate = horizonCandidate(after: current, upTo: ceiling, freeing: missing) }
             if let candidate, mayMoveHorizon(candidate) {
                 unlocked { moveHorizon(to: candidate) }
-                idle = 0
             } else if superblock.checkpoint.sequence < view.sequence || olderCheckpoint < superblock.checkpoint.sequence {
                 // A checkpoint lets the horizon follow.
                 unlocked { try? checkpoint(clean: false) }
-                idle += 1
             } else {
                 break
+            }
+            if space!.map.free > best {
+                best = space!.map.free
+                idle = 0
             }
         }
         let free = space!.map.free
@@ -200,7 +209,7 @@ extension Volume {
 
     private func moveHorizon(to sequence: SequenceNumber) {
         do throws(OperationError) {
-            try mutate(deletes: true) { () throws(ViewError) in
+            try mutate(housekeeping: true) { () throws(ViewError) in
                 try perform(.horizon, payload: 8, .housekeeping, time: now()) { $0.set(u64: sequence.value, at: 0) }
             }
             try commit()

@@ -25,15 +25,17 @@ extension Volume {
         }
     }
 
-    /// Runs a changing operation that may need `blocks` of new space.
+    /// Runs a changing operation that may need `blocks` of new space. `deletes`: it may go into the reserve. `housekeeping`: it is
+    /// the checkpointer's own.
     @inline(__always) func mutate<R>(
-        blocks: Int = 0, deletes: Bool = false, _ body: () throws(ViewError) -> R
+        blocks: Int = 0, deletes: Bool = false, housekeeping: Bool = false, _ body: () throws(ViewError) -> R
     ) throws(OperationError) -> R {
         lock.lock()
         defer { lock.unlock() }
         guard journal != nil else { throw .readOnly }
         while true {
-            try admit(blocks: blocks, deletes: deletes)
+            // The checkpointer waits for nobody: it is what everybody else waits for. The reserve covers what it does.
+            if !housekeeping { try admit(blocks: blocks, deletes: deletes) } else if failureText != nil { throw .readOnly }
             do throws(ViewError) {
                 let result = try body()
                 view.trim()

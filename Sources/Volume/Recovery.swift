@@ -231,6 +231,7 @@ extension Volume {
         lock.withLock {
             stopping = true
             fail("abandoned")
+            lock.broadcast()
         }
         for thread in threads { thread.join() }
         threads = []

@@ -117,6 +117,9 @@ public final class Volume: @unchecked Sendable {
     /// Last record applied.
     public var sequence: SequenceNumber { lock.withLock { view.sequence } }
 
+    /// Last record that is durable.
+    public var committedSequence: SequenceNumber { lock.withLock { journal == nil ? view.sequence : durable } }
+
     /// Ends all writing (invariant 2). With the lock held.
     func fail(_ why: String) {
         guard failureText == nil else { return }

@@ -16,9 +16,8 @@ struct Daybook: ParsableCommand {
         commandName: "daybook",
         abstract: "A filesystem whose journal is the truth: every moment of its past can be opened again.",
         version: version,
-        // TODO-MERGE: MountCommand.self behind MkfsCommand.self.
         subcommands: [
-            MkfsCommand.self, FsckCommand.self, LogCommand.self, ShowCommand.self, StatCommand.self, DigestCommand.self,
+            MkfsCommand.self, MountCommand.self, FsckCommand.self, LogCommand.self, ShowCommand.self, StatCommand.self, DigestCommand.self,
         ])
 }
 

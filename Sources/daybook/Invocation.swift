@@ -8,8 +8,7 @@ enum Invocation {
         switch program {
         case "mkfs.daybook": return ["mkfs"] + rest
         case "fsck.daybook": return ["fsck"] + fsckArguments(rest)
-        // TODO-MERGE: mountHelperArguments(rest), which turns mount(8)'s way of calling helpers into ours.
-        case "mount.daybook", "mount.fuse.daybook": return ["mount"] + rest
+        case "mount.daybook", "mount.fuse.daybook": return mountHelperArguments(rest)
         default: return rest.first == "fsck" ? ["fsck"] + fsckArguments(Array(rest.dropFirst())) : rest
         }
     }

@@ -20,14 +20,18 @@ struct Workload {
 
     init(seed: UInt64) { random = SeededRandom(seed: seed) }
 
-    private mutating func pick(_ accept: (String) -> Bool) -> String? {
-        model.names.keys.filter(accept).sorted().randomElement(using: &random)
+    private mutating func pick(_ accept: (Model, String) -> Bool) -> String? {
+        let model = model
+        return model.names.keys.filter { accept(model, $0) }.sorted().randomElement(using: &random)
     }
-    private func isRegular(_ path: String) -> Bool { model.files[model.names[path]!]!.mode & 0o170000 == 0o100000 }
+    private static func isRegular(_ model: Model, _ path: String) -> Bool {
+        model.files[model.names[path]!]!.mode & 0o170000 == 0o100000
+    }
+    private static func isNoDirectory(_ model: Model, _ path: String) -> Bool { !model.isDirectory(path) }
 
     private mutating func freshPath() -> String {
         files += 1
-        let parent = Bool.random(using: &random) ? "" : pick { model.isDirectory($0) } ?? ""
+        let parent = Bool.random(using: &random) ? "" : pick { $0.isDirectory($1) } ?? ""
         let name = "n\(files)" + String(repeating: "x", count: Int.random(in: 0..<30, using: &random))
         return parent.isEmpty ? name : parent + "/" + name
     }
@@ -55,19 +59,19 @@ struct Workload {
             try volume.make(path, mode: 0o120777, target: target)
             model.make(path, mode: 0o120777, target: Array(target.utf8))
         case 6..<12:
-            guard let path = pick(isRegular) else { return }
+            guard let path = pick(Self.isRegular) else { return }
             let old = model.files[model.names[path]!]!.bytes.count
             let offset = Int.random(in: 0...(old + 5000), using: &random) & (Bool.random(using: &random) ? ~4095 : ~0)
             let data = bytes(30_000)
             try volume.write(path, data, at: UInt64(offset))
             model.write(path, data, at: offset)
         case 12:
-            guard let path = pick(isRegular) else { return }
+            guard let path = pick(Self.isRegular) else { return }
             let size = Int.random(in: 0..<40_000, using: &random)
             try volume.truncate(path, UInt64(size))
             model.truncate(path, size)
         case 13:
-            guard let path = pick(isRegular) else { return }
+            guard let path = pick(Self.isRegular) else { return }
             let from = Int.random(in: 0..<30_000, using: &random)
             let length = Int.random(in: 1..<20_000, using: &random)
             let mode: Int32 = [0, 1, 3, 0x10, 0x11].randomElement(using: &random)!
@@ -75,21 +79,21 @@ struct Workload {
             if mode & 1 == 0, model.files[model.names[path]!]!.bytes.count < from + length { model.truncate(path, from + length) }
             if mode & 0x12 != 0 { model.zero(path, from..<from + length) }
         case 14:
-            guard let path = pick({ !model.isDirectory($0) }) else { return }
+            guard let path = pick(Self.isNoDirectory) else { return }
             try volume.unlink(path)
             model.remove(path)
         case 15:
-            guard let path = pick({ model.isDirectory($0) && model.children($0).isEmpty }) else { return }
+            guard let path = pick({ $0.isDirectory($1) && $0.children($1).isEmpty }) else { return }
             try volume.removeDirectory(path)
             model.remove(path)
         case 16:
-            guard let path = pick({ _ in true }) else { return }
+            guard let path = pick({ _, _ in true }) else { return }
             let target = freshPath()
             guard !(target + "/").hasPrefix(path + "/") else { return }
             try volume.rename(path, target)
             model.rename(path, target)
         case 17:
-            guard let path = pick({ !model.isDirectory($0) }), let other = pick({ !model.isDirectory($0) }) else { return }
+            guard let path = pick(Self.isNoDirectory), let other = pick(Self.isNoDirectory) else { return }
             if Bool.random(using: &random) && path != other {
                 try volume.rename(path, other, flags: RenameFlags.exchange)
                 model.exchange(path, other)
@@ -98,12 +102,12 @@ struct Workload {
                 model.rename(path, other)
             }
         case 18:
-            guard let path = pick(isRegular) else { return }
+            guard let path = pick(Self.isRegular) else { return }
             let target = freshPath()
             try volume.link(path, target)
             model.names[target] = model.names[path]
         default:
-            guard let path = pick(isRegular) else { return }
+            guard let path = pick(Self.isRegular) else { return }
             let name = Array("user.a\(Int.random(in: 0..<4, using: &random))".utf8)
             let value = bytes(5000)
             let inode = try volume.find(path).inode
@@ -139,13 +143,13 @@ let seeds: [UInt64] = ProcessInfo.processInfo.environment["DAYBOOK_TEST_SEED"].f
         for round in 0..<6 {
             let events = EventLog()
             let volume = try openVolume(disk, clock: clock, events: events, seed: seed &* 31 &+ UInt64(round))
-            var committed = volume.sequence
+            var committed = volume.committedSequence
             for _ in 0..<Int.random(in: 1..<120, using: &random) {
                 try work.step(volume)
                 switch Int.random(in: 0..<25, using: &random) {
                 case 0:
                     try volume.commit()
-                    committed = volume.sequence
+                    committed = volume.committedSequence
                 case 1 where round % 2 == 1: try volume.checkpointNow()
                 default: break
                 }

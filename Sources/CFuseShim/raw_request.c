@@ -1,0 +1,78 @@
+// The raw protocol, where libfuse 3.14 says too little.
+//
+// It drops FUSE_PARALLEL_DIROPS from the answer to INIT, and knows nothing of FUSE_HANDLE_KILLPRIV_V2. Without the
+// second every write(2) costs a GETXATTR of security.capability. So the answer is completed on its way out, with bits
+// that the kernel offered, and the one duty that comes with them is taken up here: a WRITE that is to clear suid and
+// sgid says so in write_flags, which libfuse does not pass on. (FATTR_KILL_SUIDGID of SETATTR it does pass on, and an
+// OPEN or CREATE that truncates is never sent: FUSE_ATOMIC_O_TRUNC is off, so the kernel sends SETATTR.)
+//
+// (R1) Only the answer to INIT is touched, only by the thread that processes INIT, only in a libfuse whose source was
+//      read (3.14.x). In another the mount works, with more messages.
+
+#define _GNU_SOURCE
+#include "fuse_shim.h"
+
+#include <errno.h>
+#include <linux/fuse.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+_Static_assert(sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in) == DAYBOOK_FUSE_WRITE_HEADER, "payload of WRITE");
+_Static_assert(sizeof(struct fuse_init_out) == 64, "fuse_init_out");
+_Static_assert(offsetof(struct fuse_in_header, opcode) == 4 && offsetof(struct fuse_in_header, unique) == 8 &&
+                   offsetof(struct fuse_in_header, pid) == 32,
+               "header");
+_Static_assert(FUSE_FORGET == 2 && FUSE_BATCH_FORGET == 42 && FUSE_RELEASE == 18 && FUSE_INTERRUPT == 36, "opcodes");
+_Static_assert((int)FUSE_INIT == (int)DAYBOOK_FUSE_INIT, "opcode");
+_Static_assert(FUSE_WRITE_KILL_SUIDGID == DAYBOOK_FUSE_WRITE_KILL_SUIDGID, "write flag");
+
+_Thread_local struct daybook_fuse_thread *daybook_fuse_thread_state;
+
+void daybook_fuse_set_thread(struct daybook_fuse_thread *thread) { daybook_fuse_thread_state = thread; }
+
+bool daybook_fuse_can_complete_init(void) { return fuse_version() == 314; }
+
+uint32_t daybook_fuse_completed_flags(uint32_t answered, uint32_t offered) {
+    return answered | (offered & (FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2));
+}
+
+void daybook_fuse_process(struct fuse_session *session, struct daybook_fuse_thread *thread, void *request, size_t size) {
+    struct fuse_in_header *header = request;
+    switch (header->opcode) {
+    case FUSE_WRITE:
+        thread->write_flags = ((struct fuse_write_in *)(header + 1))->write_flags;
+        break;
+    case FUSE_INIT:
+        thread->offered = ((struct fuse_init_in *)(header + 1))->flags;
+        break;
+    }
+    struct fuse_buf buffer = {.size = size, .mem = request};
+    fuse_session_process_buf(session, &buffer);
+    thread->offered = 0;
+}
+
+static ssize_t reply(int descriptor, struct iovec *vector, int count, void *userdata) {
+    (void)userdata;
+    struct daybook_fuse_thread *thread = daybook_fuse_thread_state;
+    if (thread && thread->offered && count == 2 && vector[1].iov_len == sizeof(struct fuse_init_out)) {
+        struct fuse_init_out *answer = vector[1].iov_base;
+        answer->flags = daybook_fuse_completed_flags(answer->flags, thread->offered);
+    }
+    return writev(descriptor, vector, count);
+}
+
+static ssize_t receive(int descriptor, void *buffer, size_t size, void *userdata) {
+    (void)userdata;
+    return read(descriptor, buffer, size);
+}
+
+int daybook_fuse_install_io(struct fuse_session *session) {
+    static const struct fuse_custom_io io = {.writev = reply, .read = receive};
+    return daybook_fuse_can_complete_init() ? fuse_session_custom_io(session, &io, fuse_session_fd(session)) : 0;
+}
+
+int daybook_fuse_reply_raw(int descriptor, uint64_t unique, int error) {
+    struct fuse_out_header header = {.len = sizeof header, .error = -error, .unique = unique};
+    return write(descriptor, &header, sizeof header) < 0 ? -errno : 0;
+}

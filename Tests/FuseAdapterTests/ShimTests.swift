@@ -1,0 +1,100 @@
+// Goal: what the adapter adds to libfuse's protocol is exactly what was offered, and decodes what the kernel really sends.
+// Method: the pure functions, on bytes laid out by hand.
+
+import CFuseShim
+import Format
+import Glibc
+import Device
+import Testing
+import Volume
+
+@testable import FuseAdapter
+
+@Suite struct CompletedInit {
+    private let parallelDirectoryOperations: UInt32 = 1 << 18
+    private let killPrivileges: UInt32 = 1 << 28
+
+    @Test func onlyOfferedBitsAreAdded() {
+        #expect(daybook_fuse_completed_flags(1, 0) == 1)
+        #expect(daybook_fuse_completed_flags(1, parallelDirectoryOperations) == 1 | parallelDirectoryOperations)
+        #expect(daybook_fuse_completed_flags(0, killPrivileges) == killPrivileges)
+    }
+
+    @Test func nothingElseIsAdded() {
+        #expect(daybook_fuse_completed_flags(0, .max) == parallelDirectoryOperations | killPrivileges)
+        #expect(daybook_fuse_completed_flags(.max, 0) == .max)
+    }
+}
+
+@Suite struct RawHeader {
+    /// len, opcode, unique (8), node (8), uid, gid, pid, padding
+    private func header(opcode: UInt32, pid: UInt32) -> [UInt32] { [40, opcode, 0x1111_1111, 0x2222_2222, 3, 0, 4, 5, pid, 0] }
+
+    @Test func fields() {
+        let bytes = header(opcode: 16, pid: 77)
+        #expect(daybook_fuse_opcode(bytes) == 16)
+        #expect(daybook_fuse_unique(bytes) == 0x2222_2222_1111_1111)
+        #expect(daybook_fuse_sender(bytes) == 77)
+    }
+
+    @Test(arguments: [2, 42, 18, 36] as [UInt32])
+    func whatTheKernelSendsOfItsOwnAccordHasNoSender(opcode: UInt32) {
+        #expect(daybook_fuse_sender(header(opcode: opcode, pid: 77)) == 0)
+    }
+}
+
+@Suite struct Entries {
+    @Test func anEntryThatDoesNotFitIsNotWritten() {
+        var buffer = [CChar](repeating: 0x55, count: 64)
+        let name = Array("name".utf8CString)
+        let needed = daybook_fuse_add_entry(&buffer, 64, name, 4, 9, 8, 1)
+        #expect(needed == 32)
+        buffer = [CChar](repeating: 0x55, count: 64)
+        #expect(daybook_fuse_add_entry(&buffer, needed - 1, name, 4, 9, 8, 1) == 0)
+        #expect(buffer.allSatisfy { $0 == 0x55 })
+    }
+
+    @Test func aNameThatIsTooLongIsRefused() {
+        var buffer = [CChar](repeating: 0, count: 4096)
+        let name = [CChar](repeating: 65, count: 300)
+        #expect(daybook_fuse_add_entry(&buffer, 4096, name, 256, 9, 8, 1) == 0)
+        #expect(daybook_fuse_add_entry(&buffer, 4096, name, 255, 9, 8, 1) > 0)
+    }
+}
+
+@Suite struct Conversions {
+    @Test(arguments: [0, 1, -1, 999_999_999, -1_000_000_000, -5_500_000_000, .max, .min] as [Int64])
+    func timesSurvive(nanoseconds: Int64) {
+        let time = timespec(Timestamp(nanoseconds: nanoseconds))
+        #expect((0..<1_000_000_000).contains(time.tv_nsec))
+        #expect(time.timestamp.nanoseconds == nanoseconds || nanoseconds == .min)
+    }
+
+    @Test func timesBeyondTheFormatAreClamped() {
+        #expect(timespec(tv_sec: .max, tv_nsec: 0).timestamp.nanoseconds == .max)
+        #expect(timespec(tv_sec: .min, tv_nsec: 0).timestamp.nanoseconds == .min)
+    }
+
+    @Test func noRefusalMakesTheKernelStopAsking() {
+        let all: [OperationError] = [
+            .notFound, .exists, .notDirectory, .isDirectory, .notEmpty, .nameTooLong, .invalid, .notPermitted, .accessDenied,
+            .tooLarge, .tooManyLinks, .noSpace, .readOnly, .notSupported, .noAttribute, .rangeTooSmall, .argumentTooLong, .stale,
+            .noSuchOffset, .busy, .io(""),
+        ]
+        for error in all { #expect(error.errno > 0 && error.errno != ENOSYS) }
+    }
+}
+
+@Suite struct MountInformation {
+    @Test func lineWithEscapes() throws {
+        let line = #"42 27 0:39 / /mnt/a\040b\134c rw,relatime shared:1 - fuse.daybook /img\012x rw,user_id=0"#
+        let mount = try #require(MountedFilesystem(line: line.utf8))
+        #expect(mount.device == "0:39")
+        #expect(mount.mountpoint == #"/mnt/a b\c"#)
+        #expect(mount.type == "fuse.daybook")
+        #expect(mount.source == "/img\nx")
+    }
+
+    @Test(arguments: ["", "- a b", "1 2 3 4 5 6", "1 2 3 4 5 6 -", "1 2 3 4 5 6 - t"])
+    func malformedLinesAreSkipped(line: String) { #expect(MountedFilesystem(line: line.utf8) == nil) }
+}
