@@ -206,7 +206,7 @@ extension String {
             refuses(daybook(command, path), 1, command, "too small")
             write([UInt8](repeating: 0, count: 1 << 20))
             refuses(daybook(command, path), 1, command, "not a Daybook filesystem")
-            write((0..<1 << 20).map { _ in UInt8.random(in: 0...255) })
+            write((0..<1 << 17).map { _ in UInt8.random(in: 0...255) })
             refuses(daybook(command, path), 1, command, "not a Daybook filesystem")
             unlink(path)
             refuses(daybook(command, "/dev/null"), 1, command, "neither")
