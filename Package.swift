@@ -47,7 +47,7 @@ let package = Package(
             ],
             swiftSettings: strict),
         .testTarget(
-            name: "VolumeTests", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/VolumeTests"),
+            name: "VolumeTests", dependencies: ["Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
         .testTarget(name: "CommandTests", dependencies: ["daybook", "Digest", "Volume", "Device", "Format", "Memory"]),

@@ -55,8 +55,9 @@ public final class Volume: @unchecked Sendable {
     /// Last record that a flush covers.
     var durable: SequenceNumber
     var committing = false
-    /// Data writes that other threads have under way.
-    var dataWrites = 0
+    /// Batches of data write-back, by the writer thread alone, so that they end in the order in which they begin.
+    var dataWritesBegun: UInt64 = 0
+    var dataWritesEnded: UInt64 = 0
     /// Data blocks written or waiting since the last flush.
     var unflushedBlocks = 0
     var commitWanted = false
