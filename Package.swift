@@ -50,5 +50,6 @@ let package = Package(
             name: "VolumeTests", dependencies: ["Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
+        .testTarget(name: "CommandTests", dependencies: ["daybook", "Digest", "Volume", "Device", "Format", "Memory"]),
     ]
 )

@@ -140,13 +140,17 @@ extension Image {
     /// The checkpoints whose journal is retained, oldest first.
     func retained() throws(OpenError) -> [CheckpointItem] {
         let items: [CheckpointItem]
-        do throws(Space.Failure) { items = try space.checkpoints() } catch {
-            switch error {
-            case .damaged(let text): throw OpenError(.damaged, "\(device.name): \(text)")
-            case .device(let error): throw OpenError(.device, error.description)
-            }
-        }
+        do throws(Space.Failure) { items = try space.checkpoints() } catch { throw error.asOpenError(device) }
         return items.filter { $0.sequence >= superblock.horizon }
+    }
+}
+
+extension Space.Failure {
+    func asOpenError(_ device: any BlockDevice) -> OpenError {
+        switch self {
+        case .damaged(let text): OpenError(.damaged, "\(device.name): \(text)")
+        case .device(let error): OpenError(.device, error.description)
+        }
     }
 }
 

@@ -189,13 +189,12 @@ final class JournalWalk {
                 switch error {
                 case .command(let error): throw error
                 case .journal(let text, let at):
-                    guard let next = checkpoints.indices.first(where: { $0 > interval && checkpoints[$0].sequence >= at }),
-                        checkpoints[next].sequence < last
-                    else {
-                        onLoss?("the journal ends at sequence \(SequenceNumber(max(at.value, 1) - 1)): \(text)")
+                    guard let next = checkpoints.indices.first(where: { $0 > interval && checkpoints[$0].sequence >= at }) else {
+                        onLoss?("the journal ends after sequence \(SequenceNumber(max(at.value, 1) - 1)): \(text)")
                         return true
                     }
-                    onLoss?("records \(at) to \(checkpoints[next].sequence) cannot be read: \(text)")
+                    onLoss?("records \(at) to \(min(checkpoints[next].sequence, last)) cannot be read: \(text)")
+                    guard checkpoints[next].sequence < last else { return true }
                     open(next)
                     reader = nil
                 }
