@@ -171,7 +171,7 @@ public struct VolumeLimits: Sendable {
         dirtyNodes = max(128, min(4096, blocks / 128, cacheBytes / blockSize / 4))
         unposted = max(64, min(4096, blocks / 128, cacheBytes / blockSize / 8))
         records = 60_000
-        dirtyPages = max(512, min(12_288, cacheBytes / blockSize / 2))
+        dirtyPages = max(512, min(8192, cacheBytes / blockSize / 2))
         reserve = 2 * dirtyNodes + 2 * Int(chunkBlocks) + 256
         lowWater = reserve + max(blocks / 16, 1024)
     }
