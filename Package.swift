@@ -46,8 +46,13 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .target(name: "TestSupport", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
+        .testTarget(name: "TreeTests", dependencies: ["Tree", "Device", "Format", "Memory"]),
         .testTarget(
-            name: "VolumeTests", dependencies: ["Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory"]),
+            name: "VolumeTests",
+            dependencies: ["TestSupport", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory"]),
+        .testTarget(
+            name: "CheckTests", dependencies: ["TestSupport", "Check", "Volume", "Tree", "Space", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
         .testTarget(name: "CommandTests", dependencies: ["daybook", "Digest", "Volume", "Device", "Format", "Memory"]),

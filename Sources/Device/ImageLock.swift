@@ -57,6 +57,14 @@ public final class ImageLock: @unchecked Sendable {
         throw LockError(reason: .inUse, description: "\(path) is in use" + holder(of: path))
     }
 
+    /// Keeps writers out without becoming one, or says who is. Several processes may do so at once; reading is enough.
+    public static func excludeWriters(descriptor: Int32, path: String) throws(LockError) -> ImageLock {
+        let error = daybook_ofd_lock(descriptor, Int32(F_RDLCK), writerByte, 1)
+        guard error != 0 else { return ImageLock(descriptor: descriptor, start: writerByte, length: 1) }
+        guard isHeld(error) else { throw failure(path, error) }
+        throw LockError(reason: .inUse, description: "\(path) is in use" + holder(of: path))
+    }
+
     /// Takes the bytes of all sequences before `horizon`; false when a reader holds one of them (or locking fails). Only grows.
     public func extendHorizon(to horizon: SequenceNumber) -> Bool {
         precondition(start == Self.writerByte, "a reader has no horizon")

@@ -84,7 +84,11 @@ extension Space {
         _ checkpoint: CheckpointItem, deadNodes: [ChildReference], _ frozen: inout FrozenSpace, lock: Lock
     ) throws(Failure) -> WrittenSpace {
         var item = checkpoint
-        try writeDeadList(&item, deadNodes, &frozen, lock: lock)
+        // A second checkpoint of the same sequence (a clean close with nothing new) takes the place of the first in the index, and must
+        // keep what the first knew to have died in its interval (invariant 9).
+        let replaced = try checkpointItem(item.sequence)
+        try writeDeadList(&item, replaced, deadNodes, &frozen, lock: lock)
+        let newlyDead = item.deadBlocks - (replaced?.deadBlocks ?? 0)
         try put(Key(.checkpoint, item.sequence.value), CheckpointItem.size) { item.store($0) }
         for (serial, chunk) in frozen.chunks { try put(Key(.chunk, serial), ChunkItem.size) { chunk.store($0) } }
         for run in pending {
@@ -122,7 +126,7 @@ extension Space {
         let frozenTree = tree.freeze()
         let nodes = Array(blocks[next..<next + frozenTree.count])
         next += frozenTree.count
-        let replaced = superseded + frozenTree.deadNodes.map { BlockRun(start: $0.address, count: 1) }
+        let outdated = superseded + frozenTree.deadNodes.map { BlockRun(start: $0.address, count: 1) }
         let listBlocks = Array(blocks[next...])
         let list: (head: BlockNumber, crc: UInt32)
         do throws(DeviceError) {
@@ -130,19 +134,19 @@ extension Space {
                 try device.write(block, bytes)
             }
             list = try ListChain.write(
-                replaced.count, itemSize: ListChain.runSize, magic: magicPending, to: listBlocks, id: id, device: device
+                outdated.count, itemSize: ListChain.runSize, magic: magicPending, to: listBlocks, id: id, device: device
             ) { index, bytes in
-                bytes.set(u64: replaced[index].start.value, at: 0)
-                bytes.set(u64: replaced[index].count, at: 8)
+                bytes.set(u64: outdated[index].start.value, at: 0)
+                bytes.set(u64: outdated[index].count, at: 8)
             }
         } catch { throw .device(error) }
         let history = lock.withLock {
-            historyBlocks += item.deadBlocks
+            historyBlocks += newlyDead
             return historyBlocks
         }
         return WrittenSpace(
             checkpoint: item, root: frozenTree.sealedRoot, level: frozenTree.level, pendingList: list.head, pendingCRC: list.crc,
-            historyBlocks: history, frozen: frozenTree, pending: replaced,
+            historyBlocks: history, frozen: frozenTree, pending: outdated,
             listBlocks: listBlocks.map { BlockRun(start: $0, count: 1) })
     }
 
@@ -154,25 +158,34 @@ extension Space {
         try put(key, RegionItem.size) { RegionItem(bitmap: BlockNumber(0), crc: 0, free: 0).store($0) }
     }
 
+    private func checkpointItem(_ sequence: SequenceNumber) throws(Failure) -> CheckpointItem? {
+        let value: RawBytes?
+        do throws(TreeError) { value = try tree.find(Key(.checkpoint, sequence.value)) } catch { throw Failure(error) }
+        guard let value, value.count == CheckpointItem.size else { return nil }
+        return CheckpointItem(value)
+    }
+
     private func writeDeadList(
-        _ item: inout CheckpointItem, _ deadNodes: [ChildReference], _ frozen: inout FrozenSpace, lock: Lock
+        _ item: inout CheckpointItem, _ replaced: CheckpointItem?, _ deadNodes: [ChildReference], _ frozen: inout FrozenSpace,
+        lock: Lock
     ) throws(Failure) {
         var entries = frozen.dead
         entries += deadNodes.map {
             DeadEntry(start: $0.address, count: 1, kind: .node, birth: $0.birth, death: item.sequence)
         }
-        // Two checkpoints of one sequence are one item: what the first found dead is still to be consumed, once.
-        let existing: CheckpointItem?
-        do throws(TreeError) {
-            existing = try tree.find(Key(.checkpoint, item.sequence.value)).map { CheckpointItem($0) }
-        } catch { throw Failure(error) }
-        if let existing, existing.deadList.value != 0 {
+        if let replaced, replaced.deadList.value != 0 {
+            if entries.isEmpty {
+                item.deadList = replaced.deadList
+                item.deadListCRC = replaced.deadListCRC
+                item.deadEntries = replaced.deadEntries
+                item.deadBlocks = replaced.deadBlocks
+                return
+            }
             do throws(ListError) {
-                let list = try ListChain.readDead(existing.deadList, crc: existing.deadListCRC, id: id, device: device)
+                let list = try ListChain.readDead(replaced.deadList, crc: replaced.deadListCRC, id: id, device: device)
                 entries += list.entries
                 superseded += list.blocks.map { BlockRun(start: $0, count: 1) }
             } catch { throw Failure(error) }
-            lock.withLock { historyBlocks -= min(historyBlocks, existing.deadBlocks) }
         }
         entries.sort { $0.start < $1.start }
         var merged: [DeadEntry] = []

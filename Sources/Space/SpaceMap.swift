@@ -233,12 +233,14 @@ public final class SpaceMap: @unchecked Sendable {
         return start
     }
 
-    /// A zone to go on in: of this class and a quarter free, else empty, else of this class at all, else any.
+    /// A zone to go on in: of this class and a quarter free, else empty, else of this class at all, else any; the journal's last, for
+    /// its chunks need whole free runs.
     private func nextZone(_ kind: SpaceClass, after: Int) -> Int? {
         let zones = zoneFree.count
         var partly: Int?
         var empty: Int?
         var mixed: Int?
+        var journal: Int?
         for step in 1...zones {
             let zone = (after + step) % zones
             let room = zoneFree[zone]
@@ -248,11 +250,13 @@ public final class SpaceMap: @unchecked Sendable {
                 if partly == nil { partly = zone }
             } else if zoneClass[zone] == 0 {
                 if empty == nil { empty = zone }
+            } else if zoneClass[zone] == SpaceClass.journal.rawValue {
+                if journal == nil || zoneFree[journal!] < room { journal = zone }
             } else if mixed == nil || zoneFree[mixed!] < room {
                 mixed = zone
             }
         }
-        return empty ?? partly ?? mixed
+        return empty ?? partly ?? mixed ?? journal
     }
 
     private func firstFree(_ from: UInt64, _ end: UInt64) -> UInt64? {

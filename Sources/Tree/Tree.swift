@@ -14,8 +14,8 @@
 // (T1) The parent of a dirty node is dirty (of the same or a later epoch), up to the root.
 // (T2) No clean node refers to a slot; no node refers to a superseded one.
 // (T3) Blocks replaced since the last freeze are in `deadNodes` exactly once each.
-// (T4) Keys of an inner node's slot are no greater than any key below it, and the first is no greater than any key
-//      that its parent sends there.
+// (T4) Keys of an inner node's slot are no greater than any key below it; but the first stands for the beginning of the node's
+//      range, whatever it says, and is put right before the node is changed.
 //
 // Values are lent as RawBytes into the cache: valid until the next change of the tree or `trim` of the cache. Not
 // thread-safe: the owner's lock. Device I/O happens only while `mayRead` is set; else a missing node is thrown, so that
@@ -252,10 +252,14 @@ public final class Tree: @unchecked Sendable {
         var slot = makeWritable(reference, resident(reference))
         root = Self.virtual(slot)
         pathSlot[Int(level)] = slot
+        var lower = Key.first
         while level > 0 {
             let page = cache.page(slot)
+            // The node may have inherited the range of a neighbour on its left since it was made (T4).
+            if lower < NodeLayout.key(page, 0) { NodePage.setKey(page, 0, lower) }
             let index = NodePage.childIndex(page, key)
             pathIndex[Int(level)] = index
+            lower = NodeLayout.key(page, index)
             let value = NodeLayout.value(page, index)
             reference = ChildReference(value)
             level -= 1
@@ -406,6 +410,8 @@ public final class Tree: @unchecked Sendable {
             let other = makeWritable(reference, found)
             Self.virtual(other).store(NodeLayout.value(parent, neighbour))
             let (left, right) = neighbour > index ? (slot, other) : (other, slot)
+            // What was a first separator, and might be anything up to the range's beginning, now stands between two children (T4).
+            if level > 0 { NodePage.setKey(cache.page(right), 0, NodeLayout.key(parent, max(index, neighbour))) }
             NodePage.append(cache.page(left), from: cache.page(right), 0..<NodeLayout.count(cache.page(right)))
             removeChild(parent, max(index, neighbour))
             discard(right)

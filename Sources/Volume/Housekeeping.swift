@@ -89,19 +89,17 @@ extension Volume {
         let batch = Array(reclaimable.prefix(256))
         reclaimable.removeFirst(batch.count)
         unlocked {
-            do throws(OperationError) { try reclaim(batch, housekeeping: true) } catch {
+            do throws(OperationError) { try reclaim(batch, onCheckpointer: true) } catch {
                 onEvent(.warning("reclaiming inodes: \(error)"))
             }
         }
     }
 
     /// Frees the inodes, or what lies beyond their end, in bounded records (invariant 12).
-    func reclaim(_ inodes: [UInt64], housekeeping: Bool = false) throws(OperationError) {
+    func reclaim(_ inodes: [UInt64], onCheckpointer: Bool = false) throws(OperationError) {
         var rest = inodes[...]
         while !rest.isEmpty {
-            let done = try mutate(deletes: true, housekeeping: housekeeping) { () throws(ViewError) -> Int in
-                try reclaimRecord(rest)
-            }
+            let done = try mutate(deletes: true, onCheckpointer: onCheckpointer) { () throws(ViewError) -> Int in try reclaimRecord(rest) }
             rest = rest.dropFirst(done)
         }
     }
@@ -160,33 +158,35 @@ extension Volume {
         let target = roomWanted > 0 ? limits.reserve + roomWanted : limits.lowWater
         let wanted = roomWanted
         let before = space!.map.free
-        // What died lately is freed two checkpoints and a move of the horizon later; steps beyond that which free nothing only
-        // turn in a circle.
-        var best = before
+        // Moving the horizon is itself a record, which the next checkpoint writes and the next move could give up: what counts is the
+        // space won. What died lately is free two checkpoints and a move later, so a few steps may pass without any.
         var idle = 0
-        while space!.map.free < target && failureText == nil && !stopping && idle < 6 {
+        var best = before
+        // Free blocks in which no chunk of the journal finds a place are as good as none.
+        while space!.map.free < target || spareChunks.isEmpty, failureText == nil && !stopping && idle < 6 {
             idle += 1
-            let missing = target - space!.map.free
+            let missing = max(target - space!.map.free, Int(superblock.chunkBlocks))
             let ceiling = olderCheckpoint
             let current = horizon
             var candidate: SequenceNumber?
             unlocked { candidate = horizonCandidate(after: current, upTo: ceiling, freeing: missing) }
             if let candidate, mayMoveHorizon(candidate) {
                 unlocked { moveHorizon(to: candidate) }
+                if spareChunks.count < limits.spareChunks { refillChunks() }
             } else if superblock.checkpoint.sequence < view.sequence || olderCheckpoint < superblock.checkpoint.sequence {
                 // A checkpoint lets the horizon follow.
                 unlocked { try? checkpoint(clean: false) }
             } else {
                 break
             }
-            if space!.map.free > best {
+            if space!.map.free >= best + 64 {
                 best = space!.map.free
                 idle = 0
             }
         }
         let free = space!.map.free
         if wanted > 0 {
-            roomExhausted = free < limits.reserve + wanted
+            roomExhausted = free < limits.reserve + wanted || spareChunks.isEmpty
             roomWanted = 0
         } else if free <= before {
             roomQuiet = true
@@ -209,7 +209,7 @@ extension Volume {
 
     private func moveHorizon(to sequence: SequenceNumber) {
         do throws(OperationError) {
-            try mutate(housekeeping: true) { () throws(ViewError) in
+            try mutate(deletes: true, onCheckpointer: true) { () throws(ViewError) in
                 try perform(.horizon, payload: 8, .housekeeping, time: now()) { $0.set(u64: sequence.value, at: 0) }
             }
             try commit()

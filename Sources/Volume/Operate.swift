@@ -25,17 +25,16 @@ extension Volume {
         }
     }
 
-    /// Runs a changing operation that may need `blocks` of new space. `deletes`: it may go into the reserve. `housekeeping`: it is
-    /// the checkpointer's own.
+    /// Runs a changing operation that may need `blocks` of new space.
+    /// `onCheckpointer`: the caller is the checkpointer's thread, which everybody else waits for.
     @inline(__always) func mutate<R>(
-        blocks: Int = 0, deletes: Bool = false, housekeeping: Bool = false, _ body: () throws(ViewError) -> R
+        blocks: Int = 0, deletes: Bool = false, onCheckpointer: Bool = false, _ body: () throws(ViewError) -> R
     ) throws(OperationError) -> R {
         lock.lock()
         defer { lock.unlock() }
         guard journal != nil else { throw .readOnly }
         while true {
-            // The checkpointer waits for nobody: it is what everybody else waits for. The reserve covers what it does.
-            if !housekeeping { try admit(blocks: blocks, deletes: deletes) } else if failureText != nil { throw .readOnly }
+            if onCheckpointer { try admitHousekeeping() } else { try admit(blocks: blocks, deletes: deletes) }
             do throws(ViewError) {
                 let result = try body()
                 view.trim()
@@ -64,7 +63,7 @@ extension Volume {
                 writeBackWanted = true
             } else if space!.map.free < limits.reserve + blocks || spareChunks.isEmpty {
                 // What deletes may go on into the reserve: it is there so that a full disk can delete.
-                if deletes && space!.map.free > limits.reserve / 2 && !spareChunks.isEmpty { return }
+                if deletes && space!.map.free > limits.reserve / 2 && (!spareChunks.isEmpty || journalHasRoom) { return }
                 if roomExhausted { throw .noSpace }
                 roomWanted = max(roomWanted, blocks + 1)
                 checkpointWanted = true
@@ -74,6 +73,26 @@ extension Volume {
             lock.broadcast()
             lock.wait()
         }
+    }
+
+    /// The checkpointer cannot wait for itself: what others would wait for, it does, or it goes without.
+    private func admitHousekeeping() throws(OperationError) {
+        guard failureText == nil else { throw .readOnly }
+        if view.tree.dirtyCount >= 2 * limits.dirtyNodes || view.pages.unposted >= 2 * limits.unposted || sealed.count > 4 {
+            lock.unlock()
+            defer { lock.lock() }
+            try checkpoint(clean: false)
+        }
+        if spareChunks.isEmpty { refillChunks() }
+        guard failureText == nil else { throw .readOnly }
+        guard !spareChunks.isEmpty || journalHasRoom else { throw .noSpace }
+    }
+
+    /// The current chunk takes another frame, so that no new one need be opened for a record or two.
+    private var journalHasRoom: Bool {
+        guard let journal else { return false }
+        return Int(journal.position.block) + FrameHeader.blocks(payload: FrameHeader.maximumPayload) <= Int(journal.chunkBlocks)
+            && sealed.isEmpty
     }
 
     /// Brings in what an operation found missing, dropping the lock to read it; passes everything else on.

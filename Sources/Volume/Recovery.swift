@@ -71,8 +71,9 @@ extension Volume {
         do throws(Space.Failure) {
             space = try Space.load(superblock, device: device)
             space.chunkBlocks = UInt64(superblock.chunkBlocks)
-            // With the older slot gone nothing names what is pending; records after this checkpoint may have used it again.
-            if image.olderSlot?.generation != superblock.generation - 1 { try space.releasePending() }
+            // What is pending is needed by the other slot's space state alone. When that slot is gone, or names the same state (the
+            // volume was opened and wrote no checkpoint before it crashed), records may have used those blocks again already.
+            if image.olderSlot == nil || image.olderSlot!.spaceRoot == superblock.spaceRoot { try space.releasePending() }
         } catch { throw OpenError(error) }
         let view = View(
             checkpoint: superblock.checkpoint, superblock: superblock, device: device, cacheBytes: options.cacheBytes)
@@ -191,6 +192,16 @@ extension Volume {
     /// Stops the threads and, read-write, writes a clean checkpoint. Operations must have ended.
     public func close() throws(OperationError) {
         guard journal != nil else { return }
+        // References end with the mount. What they held goes while the threads that make room for it are still there.
+        let rest = lock.withLock {
+            references.removeAll()
+            reclaimable.removeAll()
+            return Array(orphans)
+        }
+        do throws(OperationError) { try reclaim(rest) } catch {
+            // The next mount tries again.
+            onEvent(.warning("reclaiming inodes: \(error)"))
+        }
         lock.withLock {
             stopping = true
             lock.broadcast()
@@ -198,14 +209,6 @@ extension Volume {
         for thread in threads { thread.join() }
         threads = []
         if let failure { throw .io(failure) }
-        // References end with the mount.
-        let rest = lock.withLock {
-            references.removeAll()
-            reclaimable.removeAll()
-            return Array(orphans)
-        }
-        lock.withLock { refillChunks() }
-        try reclaim(rest)
         try commit()
         try checkpoint(clean: true)
     }

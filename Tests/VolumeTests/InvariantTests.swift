@@ -8,6 +8,7 @@ import Format
 import Journal
 import Memory
 import Space
+import TestSupport
 import Testing
 import Tree
 

@@ -4,6 +4,7 @@
 import Device
 import Format
 import Memory
+import TestSupport
 import Testing
 import Volume
 

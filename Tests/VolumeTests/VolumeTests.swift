@@ -4,16 +4,9 @@
 import Device
 import Format
 import Memory
+import TestSupport
 import Testing
 import Volume
-
-func pattern(_ count: Int, _ seed: UInt64) -> [UInt8] {
-    var random = SeededRandom(seed: seed)
-    let buffer = AlignedBuffer(count: count + 8)
-    // A word at a time: byte by byte takes seconds in a debug build.
-    for offset in stride(from: 0, to: count, by: 8) { buffer.bytes.set(u64: random.next(), at: offset) }
-    return buffer.bytes.slice(0, count).array
-}
 
 @Suite struct VolumeTests {
     @Test func emptyFilesystemMountsAndCloses() throws {

@@ -4,23 +4,25 @@
 import Device
 import Format
 import Memory
-import Volume
+public import Volume
 
-struct ModelFile: Equatable {
-    var mode: UInt32
-    var bytes: [UInt8]
-    var target: [UInt8] = []
-    var xattrs: [[UInt8]: [UInt8]] = [:]
+public struct ModelFile: Equatable {
+    public var mode: UInt32
+    public var bytes: [UInt8]
+    public var target: [UInt8] = []
+    public var xattrs: [[UInt8]: [UInt8]] = [:]
 }
 
 /// Paths to file numbers; directories have no contents. Equal when the trees look the same, hard links included.
-struct Model: Equatable {
-    var names: [String: Int] = [:]
-    var files: [Int: ModelFile] = [:]
+public struct Model: Equatable {
+    public var names: [String: Int] = [:]
+    public var files: [Int: ModelFile] = [:]
     private var next = 0
 
+    public init() {}
+
     /// The tree without the arbitrary numbers: each path with its file and the first path that shares it.
-    var canonical: [String: Canonical] {
+    public var canonical: [String: Canonical] {
         var first: [Int: String] = [:]
         var result: [String: Canonical] = [:]
         for path in names.keys.sorted() {
@@ -31,22 +33,22 @@ struct Model: Equatable {
         return result
     }
 
-    struct Canonical: Equatable {
+    public struct Canonical: Equatable {
         let file: ModelFile
         let sharedWith: String
     }
 
-    mutating func make(_ path: String, mode: UInt32, target: [UInt8] = []) {
+    public mutating func make(_ path: String, mode: UInt32, target: [UInt8] = []) {
         names[path] = next
         files[next] = ModelFile(mode: mode, bytes: [], target: target)
         next += 1
     }
-    func isDirectory(_ path: String) -> Bool { path.isEmpty || files[names[path] ?? -1].map { $0.mode & 0o170000 == 0o040000 } ?? false }
-    func children(_ path: String) -> [String] {
+    public func isDirectory(_ path: String) -> Bool { path.isEmpty || files[names[path] ?? -1].map { $0.mode & 0o170000 == 0o040000 } ?? false }
+    public func children(_ path: String) -> [String] {
         let prefix = path.isEmpty ? "" : path + "/"
         return names.keys.filter { $0.hasPrefix(prefix) && $0 != path && !$0.dropFirst(prefix.count).contains("/") }
     }
-    mutating func write(_ path: String, _ bytes: [UInt8], at offset: Int) {
+    public mutating func write(_ path: String, _ bytes: [UInt8], at offset: Int) {
         let number = names[path]!
         var file = files[number]!
         if file.bytes.count < offset + bytes.count {
@@ -55,23 +57,23 @@ struct Model: Equatable {
         file.bytes.replaceSubrange(offset..<offset + bytes.count, with: bytes)
         files[number] = file
     }
-    mutating func truncate(_ path: String, _ size: Int) {
+    public mutating func truncate(_ path: String, _ size: Int) {
         let number = names[path]!
         let old = files[number]!.bytes
         files[number]!.bytes = Array(old.prefix(size)) + [UInt8](repeating: 0, count: max(0, size - old.count))
     }
-    mutating func zero(_ path: String, _ range: Range<Int>) {
+    public mutating func zero(_ path: String, _ range: Range<Int>) {
         let number = names[path]!
         let end = min(range.upperBound, files[number]!.bytes.count)
         if range.lowerBound < end {
             files[number]!.bytes.replaceSubrange(range.lowerBound..<end, with: [UInt8](repeating: 0, count: end - range.lowerBound))
         }
     }
-    mutating func remove(_ path: String) {
+    public mutating func remove(_ path: String) {
         let number = names.removeValue(forKey: path)!
         if !names.values.contains(number) { files[number] = nil }
     }
-    mutating func rename(_ path: String, _ newPath: String) {
+    public mutating func rename(_ path: String, _ newPath: String) {
         if names[path] == names[newPath] { return }
         if names[newPath] != nil { remove(newPath) }
         for (old, number) in names where old == path || old.hasPrefix(path + "/") {
@@ -79,7 +81,7 @@ struct Model: Equatable {
             names[newPath + old.dropFirst(path.count)] = number
         }
     }
-    mutating func exchange(_ path: String, _ newPath: String) {
+    public mutating func exchange(_ path: String, _ newPath: String) {
         var moved: [String: Int] = [:]
         for (old, number) in names {
             if old == path || old.hasPrefix(path + "/") {
@@ -94,7 +96,7 @@ struct Model: Equatable {
     }
 
     /// Takes the state of a volume by walking it.
-    static func of(_ volume: Volume) throws -> Model {
+    public static func of(_ volume: Volume) throws -> Model {
         var model = Model()
         var numbers: [InodeNumber: Int] = [:]
         var queue: [(String, InodeNumber)] = [("", .root)]

@@ -1,14 +1,15 @@
 // Fixture: a volume on a simulated disk, with an injected clock and random numbers, and operations by path.
 
-import Device
-import Format
+public import Device
+public import Format
 import Memory
-import Volume
+public import Volume
 
-final class TestClock: @unchecked Sendable {
+public final class TestClock: @unchecked Sendable {
     private let lock = Lock()
     private var nanoseconds: Int64 = 1_700_000_000_000_000_000
-    func now() -> Timestamp {
+    public init() {}
+    public func now() -> Timestamp {
         lock.withLock {
             nanoseconds += 1_000
             return Timestamp(nanoseconds: nanoseconds)
@@ -16,9 +17,9 @@ final class TestClock: @unchecked Sendable {
     }
 }
 
-let testCaller = Caller(uid: 1000, gid: 100, pid: 42)
+public let testCaller = Caller(uid: 1000, gid: 100, pid: 42)
 
-func makeDisk(blocks: UInt64 = 32768) throws -> SimulatedDisk {
+public func makeDisk(blocks: UInt64 = 32768) throws -> SimulatedDisk {
     let disk = SimulatedDisk(blockCount: blocks)
     try Formatter.format(
         disk,
@@ -28,15 +29,16 @@ func makeDisk(blocks: UInt64 = 32768) throws -> SimulatedDisk {
     return disk
 }
 
-final class EventLog: @unchecked Sendable {
+public final class EventLog: @unchecked Sendable {
     private let lock = Lock()
     private var list: [VolumeEvent] = []
-    func add(_ event: VolumeEvent) { lock.withLock { list.append(event) } }
-    var failures: [String] { lock.withLock { list.compactMap { if case .failure(let text) = $0 { text } else { nil } } } }
-    var warnings: [String] { lock.withLock { list.compactMap { if case .warning(let text) = $0 { text } else { nil } } } }
+    public init() {}
+    public func add(_ event: VolumeEvent) { lock.withLock { list.append(event) } }
+    public var failures: [String] { lock.withLock { list.compactMap { if case .failure(let text) = $0 { text } else { nil } } } }
+    public var warnings: [String] { lock.withLock { list.compactMap { if case .warning(let text) = $0 { text } else { nil } } } }
 }
 
-func openVolume(
+public func openVolume(
     _ disk: any BlockDevice, mode: OpenOptions.Mode = .readWrite, clock: TestClock = TestClock(), events: EventLog = EventLog(),
     seed: UInt64 = 99, cacheBytes: Int = 32 << 20, commitSeconds: Double = 1000
 ) throws -> Volume {
@@ -58,7 +60,7 @@ private final class Generator: @unchecked Sendable {
 }
 
 extension Volume {
-    func find(_ path: String) throws -> Attributes {
+    public func find(_ path: String) throws -> Attributes {
         var found = try attributes(.root)
         for part in path.split(separator: "/") {
             let parent = found.inode
@@ -73,7 +75,7 @@ extension Volume {
         return (try find(parts.dropLast().joined(separator: "/")).inode, Array(parts.last!.utf8))
     }
 
-    @discardableResult func make(_ path: String, mode: UInt32 = 0o100644, target: String = "") throws -> InodeNumber {
+    @discardableResult public func make(_ path: String, mode: UInt32 = 0o100644, target: String = "") throws -> InodeNumber {
         let (parent, name) = try split(path)
         let made = try name.withRawBytes { (name) throws(OperationError) in
             try Array(target.utf8).withRawBytes { (target) throws(OperationError) in
@@ -84,9 +86,9 @@ extension Volume {
         return made.inode
     }
 
-    func makeDirectory(_ path: String) throws { try make(path, mode: 0o040755) }
+    public func makeDirectory(_ path: String) throws { try make(path, mode: 0o040755) }
 
-    func write(_ path: String, _ bytes: [UInt8], at offset: UInt64 = 0) throws {
+    public func write(_ path: String, _ bytes: [UInt8], at offset: UInt64 = 0) throws {
         let inode = try find(path).inode
         var done = 0
         while done < bytes.count {
@@ -98,7 +100,7 @@ extension Volume {
         }
     }
 
-    func contents(_ path: String) throws -> [UInt8] {
+    public func contents(_ path: String) throws -> [UInt8] {
         let found = try find(path)
         let buffer = AlignedBuffer(count: Int(found.item.length) + 4096)
         var done = 0
@@ -111,15 +113,15 @@ extension Volume {
         return buffer.bytes.slice(0, done).array
     }
 
-    func unlink(_ path: String) throws {
+    public func unlink(_ path: String) throws {
         let (parent, name) = try split(path)
         try name.withRawBytes { (name) throws(OperationError) in try unlink(parent, name, testCaller) }
     }
-    func removeDirectory(_ path: String) throws {
+    public func removeDirectory(_ path: String) throws {
         let (parent, name) = try split(path)
         try name.withRawBytes { (name) throws(OperationError) in try removeDirectory(parent, name, testCaller) }
     }
-    func rename(_ path: String, _ newPath: String, flags: UInt32 = 0) throws {
+    public func rename(_ path: String, _ newPath: String, flags: UInt32 = 0) throws {
         let (parent, name) = try split(path)
         let (newParent, newName) = try split(newPath)
         try name.withRawBytes { (name) throws(OperationError) in
@@ -128,18 +130,18 @@ extension Volume {
             }
         }
     }
-    func link(_ path: String, _ newPath: String) throws {
+    public func link(_ path: String, _ newPath: String) throws {
         let inode = try find(path).inode
         let (parent, name) = try split(newPath)
         let made = try name.withRawBytes { (name) throws(OperationError) in try link(inode, parent, name, testCaller) }
         forget(made.inode, count: 1)
     }
-    func truncate(_ path: String, _ size: UInt64) throws {
+    public func truncate(_ path: String, _ size: UInt64) throws {
         var change = AttributeChange()
         change.size = size
         _ = try setAttributes(try find(path).inode, change, testCaller)
     }
-    func names(_ path: String) throws -> [String] {
+    public func names(_ path: String) throws -> [String] {
         var result: [String] = []
         try list(try find(path).inode, from: 2, attributes: false) { entry in
             result.append(entry.name.text)

@@ -1,0 +1,88 @@
+// OverlayDevice: another device with the writes kept in memory, for whoever wants to see what recovery would make of an image
+// without touching it (`fsck -n`) and for tests.
+//
+//   write ──► blocks here          read ◄── blocks here, else the device below
+//
+// (O1) Nothing reaches the device below: no write, no flush, no backing, no discard.
+// (O2) At most `limit` blocks that are not all zero are held; what asks for more is told ENOMEM and has to stop.
+
+public import Format
+import Glibc
+public import Memory
+
+public final class OverlayDevice: BlockDevice, @unchecked Sendable {
+    public let below: any BlockDevice
+    public var blockCount: UInt64 { below.blockCount }
+    public let isReadOnly = false
+    public var name: String { below.name }
+
+    private let lock = Lock()
+    /// Written blocks; nil stands for one of zeros (a journal's fresh chunks are megabytes of them).
+    private var blocks: [UInt64: AlignedBuffer?] = [:]
+    private var held = 0
+    private let limit: Int
+
+    /// 1 GiB is far above what recovery may leave dirty (VolumeLimits).
+    public init(_ below: any BlockDevice, limit: Int = 1 << 18) {
+        self.below = below
+        self.limit = limit
+    }
+
+    /// Blocks that were written.
+    public var written: Int { lock.withLock { blocks.count } }
+
+    public func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
+        let count = UInt64(bytes.count >> blockShift)
+        // What lies here entirely need not be readable below.
+        let here = lock.withLock { () -> UInt64 in
+            (block.value..<(block.value + count)).reduce(0) { blocks.index(forKey: $1) == nil ? $0 : $0 + 1 }
+        }
+        if here < count { try below.read(block, into: bytes) }
+        guard here > 0 else { return }
+        lock.withLock {
+            for index in 0..<count {
+                guard let entry = blocks[block.value + index] else { continue }
+                let page = bytes.slice(Int(index) << blockShift, blockSize)
+                if let entry { page.copy(entry.bytes) } else { page.zero() }
+            }
+        }
+    }
+
+    public func write(_ block: BlockNumber, _ bytes: RawBytes) throws(DeviceError) {
+        try lock.withLock { () throws(DeviceError) in
+            for index in 0..<(bytes.count >> blockShift) {
+                let number = block.value + UInt64(index)
+                guard number < blockCount else {
+                    throw DeviceError(.write, errno: ENOSPC, "\(name): writing \(BlockNumber(number)): behind the end")
+                }
+                try store(number, bytes.slice(index << blockShift, blockSize))
+            }
+        }
+    }
+
+    private func store(_ number: UInt64, _ page: RawBytes) throws(DeviceError) {
+        let old = blocks[number] ?? nil
+        if page.isZero {
+            if old != nil { held -= 1 }
+            blocks[number] = .some(nil)
+            return
+        }
+        if let old {
+            old.bytes.copy(page)
+            return
+        }
+        guard held < limit else {
+            throw DeviceError(.write, errno: ENOMEM, "\(name): more than \(limit) blocks would have to be kept in memory")
+        }
+        let copy = AlignedBuffer(count: blockSize)
+        copy.bytes.copy(page)
+        blocks[number] = copy
+        held += 1
+    }
+
+    public func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) {
+        for (index, page) in pages.enumerated() { try write(block + UInt64(index), page) }
+    }
+
+    public func flush() throws(DeviceError) {}
+}
