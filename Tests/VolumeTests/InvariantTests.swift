@@ -183,8 +183,9 @@ private func workedOn(seed: UInt64, blocks: UInt64 = 32768, steps: Int = 200) th
             #expect(try image.space.checkpoints().first?.sequence == image.superblock.horizon)
             moved = moved || image.superblock.horizon > SequenceNumber(0)
         }
-        #expect(moved)
+        // What moved since the last checkpoint is in the slots after the next.
         try volume.close()
+        #expect(try moved || Image(disk).superblock.horizon > SequenceNumber(0))
     }
 
     @Test func invariant7ReplayClaimsOnlyFreeBlocks() throws {
