@@ -205,6 +205,9 @@ class Chooser:
             empty = path and not any(name.startswith(path + "/") for name in self.model.names)
             return {"path": path} if empty else None
         path = self.pick("file")
+        if kind == "unlink" and (not path or self.random.random() < 0.1):
+            # Without this the names that are no files would pile up until nothing can be done any more.
+            path = self.pick("symlink") or path
         if not path:
             return None
         size = len(self.model.names[path].bytes)
@@ -223,7 +226,7 @@ class Chooser:
             same = other and self.model.names[other] is self.model.names[path]
             return {"path": path, "to": other} if other and not same else None
         if kind == "unlink":
-            return {"path": self.pick("symlink") if self.random.random() < 0.1 and self.pick("symlink") else path}
+            return {"path": path}
         return {"path": path, "value": f"value {number}"}
 
 
