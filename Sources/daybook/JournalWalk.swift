@@ -23,7 +23,6 @@ struct JournalTail {
     let successor: BlockNumber
     let frames: UInt64
     let records: UInt64
-    let chunks: UInt64
     let end: JournalEnd
 
     var isTorn: Bool {
@@ -38,14 +37,13 @@ extension Image {
     func tail() throws(OpenError) -> JournalTail {
         let start = superblock.checkpoint
         var (last, time, position) = (start.sequence, start.time, start.journal)
-        var (frames, records, chunks) = (UInt64(0), UInt64(0), UInt64(0))
+        var (frames, records) = (UInt64(0), UInt64(0))
         var successor: BlockNumber
         var end: JournalEnd?
         do throws(JournalError) {
             let reader = try JournalReader(
                 device: device, id: superblock.id, chunkBlocks: superblock.chunkBlocks, from: start.journal, cut: superblock.cut)
             successor = reader.successor
-            reader.onChunk = { _ in chunks += 1 }
             let held = ByteBuffer(capacity: FrameHeader.maximumPayload)
             var heldFrame: (header: FrameHeader, after: JournalPosition, successor: BlockNumber)?
             while true {
@@ -68,7 +66,7 @@ extension Image {
             if end == nil { end = reader.end }
         } catch { throw error.asOpenError(device) }
         return JournalTail(
-            last: last, time: time, position: position, successor: successor, frames: frames, records: records, chunks: chunks,
+            last: last, time: time, position: position, successor: successor, frames: frames, records: records,
             end: end ?? .end)
     }
 

@@ -100,7 +100,8 @@ private struct FilesystemFacts {
     private var last: SequenceNumber { tail?.last ?? superblock.checkpoint.sequence }
     private var lastTime: Timestamp { tail?.time ?? superblock.checkpoint.time }
 
-    private var journalBlocks: UInt64 { ((index?.chunks ?? 0) + 1 + (tail?.chunks ?? 0)) * UInt64(superblock.chunkBlocks) }
+    /// At the checkpoint, like all of the space state: its chunks, and the one chosen to follow.
+    private var journalBlocks: UInt64 { ((index?.chunks ?? 0) + 1) * UInt64(superblock.chunkBlocks) }
     /// What is neither free nor told apart otherwise: nodes, bitmaps, lists.
     private var otherBlocks: UInt64 {
         let known = (index?.freeBlocks ?? 0) + superblock.checkpoint.dataBlocks + superblock.historyBlocks + journalBlocks
