@@ -28,9 +28,9 @@ import Volume
         #expect(try Checker(disk).run().historyBlocks == before)
     }
 
-    /// After opening, both slots name the same space state and what it had pending is free; records then used those blocks, and the
-    /// recovery after a crash found them taken: the filesystem could not be opened any more.
-    @Test func blocksThatWerePendingMayBeUsedBeforeTheFirstCheckpoint() throws {
+    /// Near the end of the space the checkpointer gave up history for ever, one record of its own after the other, or waited for itself,
+    /// while the writer waited for it. A full disk must say so, and go on when something is deleted.
+    @Test func aFullDiskSaysSo() throws {
         let disk = try makeDisk(blocks: 16384)
         var volume = try openVolume(disk)
         try volume.make("filler")

@@ -1,0 +1,60 @@
+// Repair: what can be put right without any doubt: a damaged slot from the valid one, the copy of identity and geometry.
+//
+// (X1) A repair writes to no block that anything valid lies in.
+
+public import Device
+public import Format
+import Memory
+
+public enum Repair {
+    /// Rewrites the slot that is not valid as one generation older than the other: the same state, so that whichever is read first is
+    /// right.
+    public static func slot(_ state: SlotState, _ device: any BlockDevice) throws(DeviceError) {
+        let slot = 1 - state.newestSlot
+        precondition(state.slots[slot] == nil, "the slot is valid")
+        var copy = state.newest
+        copy.generation = state.newest.generation > 0 ? state.newest.generation - 1 : 0
+        let page = AlignedBuffer(count: blockSize)
+        copy.store(page.bytes, slot: slot)
+        try device.write(Superblock.slots[slot], page.bytes)
+        try device.flush()
+    }
+
+    /// Takes the mark of damage from both slots, the older first.
+    public static func unmark(_ state: SlotState, _ device: any BlockDevice) throws(DeviceError) {
+        let page = AlignedBuffer(count: blockSize)
+        for slot in [1 - state.newestSlot, state.newestSlot] {
+            guard var superblock = state.slots[slot] else { continue }
+            superblock.flags &= ~Superblock.flagDamaged
+            superblock.store(page.bytes, slot: slot)
+            try device.write(Superblock.slots[slot], page.bytes)
+            try device.flush()
+        }
+    }
+
+    /// Writes the copy of identity and geometry, without roots, to the last block.
+    public static func identity(of superblock: Superblock, _ device: any BlockDevice) throws(DeviceError) {
+        var copy = superblock
+        let nowhere = JournalPosition(
+            chunk: BlockNumber(0), serial: 0, block: 0, epoch: 0, nonce: 0, chain: 0, next: SequenceNumber(0))
+        let nothing = ChildReference(address: BlockNumber(0), birth: SequenceNumber(0), crc: 0)
+        copy.checkpoint = CheckpointItem(
+            sequence: SequenceNumber(0), time: superblock.created, root: nothing, rootLevel: 0, nextInode: 0, inodes: 0,
+            dataBlocks: 0, journal: nowhere)
+        copy.spaceRoot = nothing
+        copy.spaceLevel = 0
+        copy.pendingList = BlockNumber(0)
+        copy.pendingCRC = 0
+        copy.historyBlocks = 0
+        copy.generation = 0
+        copy.epoch = 1
+        copy.flags = Superblock.flagClean
+        copy.written = superblock.created
+        copy.horizon = SequenceNumber(0)
+        copy.cut = nowhere
+        let page = AlignedBuffer(count: blockSize)
+        copy.store(page.bytes, slot: 2)
+        try device.write(BlockNumber(superblock.blockCount - 1), page.bytes)
+        try device.flush()
+    }
+}
