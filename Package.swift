@@ -47,6 +47,7 @@ let package = Package(
             ],
             swiftSettings: strict),
         .target(name: "TestSupport", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
+        .testTarget(name: "FormatTests", dependencies: ["Format", "Device", "Memory"]),
         .testTarget(name: "TreeTests", dependencies: ["Tree", "Device", "Format", "Memory"]),
         .testTarget(
             name: "VolumeTests",
