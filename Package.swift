@@ -47,12 +47,15 @@ let package = Package(
             ],
             swiftSettings: strict),
         .target(name: "TestSupport", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
+        .testTarget(name: "FormatTests", dependencies: ["Format", "Device", "Memory"]),
+        .testTarget(name: "TreeTests", dependencies: ["Tree", "Device", "Format", "Memory"]),
         .testTarget(
-            name: "VolumeTests", dependencies: ["TestSupport", "Volume", "Device", "Format", "Memory"], path: "Tests/VolumeTests"),
+            name: "VolumeTests",
+            dependencies: ["TestSupport", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory"]),
         .testTarget(
-            name: "CheckTests", dependencies: ["TestSupport", "Check", "Volume", "Tree", "Space", "Device", "Format", "Memory"],
-            path: "Tests/CheckTests"),
+            name: "CheckTests", dependencies: ["TestSupport", "Check", "Volume", "Tree", "Space", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
+        .testTarget(name: "CommandTests", dependencies: ["daybook", "Digest", "Volume", "Device", "Format", "Memory"]),
     ]
 )

@@ -94,7 +94,7 @@ public final class ImageLock: @unchecked Sendable {
             start: firstSequenceByte + Int64(clamping: min(sequence.value, UInt64(Int64.max - firstSequenceByte))), length: 1)
         let error = daybook_ofd_lock(descriptor, Int32(F_RDLCK), lock.start, 1)
         guard isHeld(error) else { return lock }
-        throw LockError(reason: .givenUp, description: "sequence \(sequence) is being given up")
+        throw LockError(reason: .givenUp, description: "the history from sequence \(sequence) on is just being given up")
     }
 
     // MARK: refusals

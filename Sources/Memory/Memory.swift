@@ -5,6 +5,8 @@ import CSupport
 
 @inlinable func compare(_ a: UnsafeRawPointer, _ b: UnsafeRawPointer, _ count: Int) -> Int { Int(memcmp(a, b, count)) }
 
+@inlinable func fill(_ base: UnsafeMutableRawPointer, _ count: Int) { memset(base, 0, count) }
+
 extension RawBytes {
     /// CRC32C of the bytes; `start` continues an earlier one.
     public func crc32c(_ start: UInt32 = 0) -> UInt32 { daybook_crc32c(start, pointer, count) }

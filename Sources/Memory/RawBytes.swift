@@ -92,7 +92,7 @@ public struct RawBytes: @unchecked Sendable {
         (base + destination).copyMemory(from: base + source, byteCount: length)
     }
 
-    @inlinable public func zero() { base.initializeMemory(as: UInt8.self, repeating: 0, count: count) }
+    @inlinable public func zero() { fill(base, count) }
     @inlinable public func zero(_ offset: Int, _ length: Int) { slice(offset, length).zero() }
 
     @inlinable public var isZero: Bool {

@@ -40,7 +40,8 @@ enum NodePage {
         let count = NodeLayout.count(page)
         let slotsEnd = NodeLayout.header + count * NodeLayout.slot
         if slotsEnd + NodeLayout.slot + valueLength > NodeLayout.heapStart(page) { compact(page) }
-        let offset = NodeLayout.heapStart(page) - valueLength
+        // An empty value lies nowhere; at the page's end it stays inside of the heap however that shrinks (N2).
+        let offset = valueLength == 0 ? blockSize : NodeLayout.heapStart(page) - valueLength
         let at = NodeLayout.header + index * NodeLayout.slot
         page.move(from: at, to: at + NodeLayout.slot, length: slotsEnd - at)
         page.set(u64: key.high, at: at)
@@ -48,7 +49,7 @@ enum NodePage {
         page.set(u16: UInt16(offset), at: at + 16)
         page.set(u16: UInt16(valueLength), at: at + 18)
         page.set(u16: UInt16(count + 1), at: 26)
-        page.set(u16: UInt16(offset), at: 28)
+        if valueLength > 0 { page.set(u16: UInt16(offset), at: 28) }
         return page.slice(offset, valueLength)
     }
 
@@ -57,7 +58,7 @@ enum NodePage {
         let at = NodeLayout.header + index * NodeLayout.slot
         let offset = Int(page.u16(at: at + 16))
         let length = Int(page.u16(at: at + 18))
-        if offset == NodeLayout.heapStart(page) {
+        if length > 0 && offset == NodeLayout.heapStart(page) {
             page.set(u16: UInt16(offset + length), at: 28)
         } else {
             page.set(u16: UInt16(NodeLayout.garbage(page) + length), at: 30)
@@ -104,6 +105,7 @@ enum NodePage {
             var heap = blockSize
             for index in 0..<NodeLayout.count(old) {
                 let value = NodeLayout.value(old, index)
+                if value.count == 0 { continue }
                 heap -= value.count
                 page.copy(value, to: heap)
                 page.set(u16: UInt16(heap), at: NodeLayout.header + index * NodeLayout.slot + 16)

@@ -40,6 +40,8 @@ extension Volume {
             }
             let frame = sealed.removeFirst()
             let slots = view.pages.takeDirty()
+            // Data that another thread took before the seal may be what this frame names.
+            let writesBegun = dataWritesBegun
             lock.unlock()
             var failed: DeviceError?
             do throws(DeviceError) {
@@ -47,8 +49,7 @@ extension Volume {
                 try journal!.write(frame)
             } catch { failed = error }
             lock.lock()
-            // Data that another thread took before the seal may be what this frame names.
-            while dataWrites > 0 && failureText == nil { lock.wait() }
+            while dataWritesEnded < writesBegun && failureText == nil { lock.wait() }
             let stop = failed != nil || failureText != nil
             if !stop {
                 unflushedBlocks = 0
@@ -89,13 +90,13 @@ extension Volume {
         guard failureText == nil else { return }
         let slots = view.pages.takeDirty()
         guard !slots.isEmpty else { return }
-        dataWrites += 1
+        dataWritesBegun += 1
         unflushedBlocks += slots.count
         lock.unlock()
         var failed: DeviceError?
         do throws(DeviceError) { try writeData(slots) } catch { failed = error }
         lock.lock()
-        dataWrites -= 1
+        dataWritesEnded += 1
         if let failed { fail(failed.description) } else { view.pages.written(slots) }
         lock.broadcast()
     }

@@ -154,15 +154,17 @@ extension Volume {
     /// Frees blocks that only history needs, oldest first. With the lock held; drops it. Afterwards either there is room, or
     /// `roomExhausted` says that there is none to be made.
     private func makeRoom() {
+        while !reclaimable.isEmpty && failureText == nil { reclaimBatch() }
         let target = roomWanted > 0 ? limits.reserve + roomWanted : limits.lowWater
         let wanted = roomWanted
         let before = space!.map.free
-        // Moving the horizon is itself a record, which the next checkpoint writes and the next move could give up: what counts is the space
-        // won. Two checkpoints let the older slot catch up, so a few steps may pass without any.
+        // Moving the horizon is itself a record, which the next checkpoint writes and the next move could give up: what counts is the
+        // space won. What died lately is free two checkpoints and a move later, so a few steps may pass without any.
         var idle = 0
         var best = before
         // Free blocks in which no chunk of the journal finds a place are as good as none.
         while space!.map.free < target || spareChunks.isEmpty, failureText == nil && !stopping && idle < 6 {
+            idle += 1
             let missing = max(target - space!.map.free, Int(superblock.chunkBlocks))
             let ceiling = olderCheckpoint
             let current = horizon
@@ -170,18 +172,16 @@ extension Volume {
             unlocked { candidate = horizonCandidate(after: current, upTo: ceiling, freeing: missing) }
             if let candidate, mayMoveHorizon(candidate) {
                 unlocked { moveHorizon(to: candidate) }
-                idle += 1
-                if space!.map.free >= best + 64 {
-                    best = space!.map.free
-                    idle = 0
-                }
                 if spareChunks.count < limits.spareChunks { refillChunks() }
             } else if superblock.checkpoint.sequence < view.sequence || olderCheckpoint < superblock.checkpoint.sequence {
                 // A checkpoint lets the horizon follow.
                 unlocked { try? checkpoint(clean: false) }
-                idle += 1
             } else {
                 break
+            }
+            if space!.map.free >= best + 64 {
+                best = space!.map.free
+                idle = 0
             }
         }
         let free = space!.map.free

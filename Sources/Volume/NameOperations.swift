@@ -28,6 +28,7 @@ extension Volume {
         references[inode.value] = nil
         if orphans.contains(inode.value) {
             reclaimable.append(inode.value)
+            roomExhausted = false
             // In batches: one record for many is cheaper, and nobody waits for it.
             if reclaimable.count == 64 { lock.broadcast() }
         }
@@ -168,7 +169,9 @@ extension Volume {
     /// The inode has lost its last name: it is reclaimed as soon as nobody holds it.
     private func orphaned(_ inode: InodeNumber) {
         orphans.insert(inode.value)
-        if references[inode.value] == nil { reclaimable.append(inode.value) }
+        guard references[inode.value] == nil else { return }
+        reclaimable.append(inode.value)
+        roomExhausted = false
     }
 
     // MARK: moving

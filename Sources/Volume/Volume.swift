@@ -55,8 +55,9 @@ public final class Volume: @unchecked Sendable {
     /// Last record that a flush covers.
     var durable: SequenceNumber
     var committing = false
-    /// Data writes that other threads have under way.
-    var dataWrites = 0
+    /// Batches of data write-back, by the writer thread alone, so that they end in the order in which they begin.
+    var dataWritesBegun: UInt64 = 0
+    var dataWritesEnded: UInt64 = 0
     /// Data blocks written or waiting since the last flush.
     var unflushedBlocks = 0
     var commitWanted = false
@@ -170,7 +171,7 @@ public struct VolumeLimits: Sendable {
         dirtyNodes = max(128, min(4096, blocks / 128, cacheBytes / blockSize / 4))
         unposted = max(64, min(4096, blocks / 128, cacheBytes / blockSize / 8))
         records = 60_000
-        dirtyPages = max(512, min(12_288, cacheBytes / blockSize / 2))
+        dirtyPages = max(512, min(8192, cacheBytes / blockSize / 2))
         reserve = 2 * dirtyNodes + 2 * Int(chunkBlocks) + 256
         lowWater = reserve + max(blocks / 16, 1024)
     }

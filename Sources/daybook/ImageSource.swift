@@ -1,7 +1,7 @@
 // ImageSource: what a command was pointed at, and reading it while somebody else may be writing to it.
 //
 //   IMAGE, DEVICE     the image itself
-//   DIR, DIR/a/b      the image mounted there (/proc/self/mountinfo), and where in it
+//   DIR, DIR/a/b      the image mounted there (/proc/self/mountinfo), and where in it; committed first
 //
 // A mounted image moves on under its reader. What a reader has pinned stays (Device/ImageLock.swift, K2): from a pinned
 // checkpoint on, tree, data and journal are whole for as long as the pin is held. What has no history (superblock slots, space tree)
@@ -46,6 +46,17 @@ final class ImageSource {
         do throws(DeviceError) { device = try FileDevice(path: path, access: .readOnly) } catch {
             throw CommandError(error.description)
         }
+        if mount != nil { Self.commit(resolved, kind) }
+    }
+
+    /// Who asks about a mounted directory means what is in it now: what was done so far is made durable, as by any other
+    /// fsync, and so can be read from the image. Should that fail, what is durable already is shown.
+    private static func commit(_ path: String, _ kind: mode_t) {
+        guard kind == S_IFDIR || kind == S_IFREG else { return }
+        let descriptor = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
+        guard descriptor >= 0 else { return }
+        fsync(descriptor)
+        close(descriptor)
     }
 
     private static func daybookHolding(_ path: String) -> MountedFilesystem? {
@@ -140,13 +151,17 @@ extension Image {
     /// The checkpoints whose journal is retained, oldest first.
     func retained() throws(OpenError) -> [CheckpointItem] {
         let items: [CheckpointItem]
-        do throws(Space.Failure) { items = try space.checkpoints() } catch {
-            switch error {
-            case .damaged(let text): throw OpenError(.damaged, "\(device.name): \(text)")
-            case .device(let error): throw OpenError(.device, error.description)
-            }
-        }
+        do throws(Space.Failure) { items = try space.checkpoints() } catch { throw error.asOpenError(device) }
         return items.filter { $0.sequence >= superblock.horizon }
+    }
+}
+
+extension Space.Failure {
+    func asOpenError(_ device: any BlockDevice) -> OpenError {
+        switch self {
+        case .damaged(let text): OpenError(.damaged, "\(device.name): \(text)")
+        case .device(let error): OpenError(.device, error.description)
+        }
     }
 }
 

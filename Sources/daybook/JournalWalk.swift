@@ -23,7 +23,6 @@ struct JournalTail {
     let successor: BlockNumber
     let frames: UInt64
     let records: UInt64
-    let chunks: UInt64
     let end: JournalEnd
 
     var isTorn: Bool {
@@ -38,14 +37,13 @@ extension Image {
     func tail() throws(OpenError) -> JournalTail {
         let start = superblock.checkpoint
         var (last, time, position) = (start.sequence, start.time, start.journal)
-        var (frames, records, chunks) = (UInt64(0), UInt64(0), UInt64(0))
+        var (frames, records) = (UInt64(0), UInt64(0))
         var successor: BlockNumber
         var end: JournalEnd?
         do throws(JournalError) {
             let reader = try JournalReader(
                 device: device, id: superblock.id, chunkBlocks: superblock.chunkBlocks, from: start.journal, cut: superblock.cut)
             successor = reader.successor
-            reader.onChunk = { _ in chunks += 1 }
             let held = ByteBuffer(capacity: FrameHeader.maximumPayload)
             var heldFrame: (header: FrameHeader, after: JournalPosition, successor: BlockNumber)?
             while true {
@@ -68,7 +66,7 @@ extension Image {
             if end == nil { end = reader.end }
         } catch { throw error.asOpenError(device) }
         return JournalTail(
-            last: last, time: time, position: position, successor: successor, frames: frames, records: records, chunks: chunks,
+            last: last, time: time, position: position, successor: successor, frames: frames, records: records,
             end: end ?? .end)
     }
 
@@ -189,13 +187,12 @@ final class JournalWalk {
                 switch error {
                 case .command(let error): throw error
                 case .journal(let text, let at):
-                    guard let next = checkpoints.indices.first(where: { $0 > interval && checkpoints[$0].sequence >= at }),
-                        checkpoints[next].sequence < last
-                    else {
-                        onLoss?("the journal ends at sequence \(SequenceNumber(max(at.value, 1) - 1)): \(text)")
+                    guard let next = checkpoints.indices.first(where: { $0 > interval && checkpoints[$0].sequence >= at }) else {
+                        onLoss?("the journal ends after sequence \(SequenceNumber(max(at.value, 1) - 1)): \(text)")
                         return true
                     }
-                    onLoss?("records \(at) to \(checkpoints[next].sequence) cannot be read: \(text)")
+                    onLoss?("records \(at) to \(min(checkpoints[next].sequence, last)) cannot be read: \(text)")
+                    guard checkpoints[next].sequence < last else { return true }
                     open(next)
                     reader = nil
                 }

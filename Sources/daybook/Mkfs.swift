@@ -121,13 +121,13 @@ private final class FormatTarget {
         sigprocmask(SIG_BLOCK, &blocked, &before)
         defer { sigprocmask(SIG_SETMASK, &before, nil) }
 
-        try checkUse()
         // The lock belongs to this descriptor's open file, so the one that is formatted through has to be opened again below.
         let guardian = try openTarget()
         let lock: ImageLock
         do throws(LockError) { lock = try ImageLock.acquireWriter(descriptor: guardian.descriptor, path: path) } catch {
             throw CommandError(error.description)
         }
+        try checkUse()
         guard lock.excludeReaders() else { throw CommandError("\(path) is in use: another process is reading it") }
         if !created && !force { try checkContents(guardian) }
         try clear(guardian, wipe: force)

@@ -187,7 +187,8 @@ extension MountCommand {
                 device, options: settings.volume, clock: wallClock, random: systemRandom,
                 mayMoveHorizon: { lock?.extendHorizon(to: $0) ?? false }, onEvent: { report($0, to: log) })
         } catch {
-            throw MountError("\(target.image): \(error)")
+            let text = "\(error)"
+            throw MountError(text.hasPrefix(target.image) ? text : "\(target.image): \(text)")
         }
         if let recovery = volume.recoveryReport { log.notice("\(recovery)") }
 
@@ -221,7 +222,7 @@ extension MountCommand {
             let denied = error.errno == EACCES || error.errno == EPERM || error.errno == EROFS
             throw MountError(error.description, denied ? MountStatus.usage : MountStatus.failure)
         }
-        if settings.readOnly { return (device, nil) }
+        if settings.readOnly { return (device, try pin(device, settings)) }
         var attempts = 500
         while true {
             do throws(LockError) { return (device, try ImageLock.acquireWriter(descriptor: device.descriptor, path: target.image)) } catch {
@@ -233,6 +234,28 @@ extension MountCommand {
                 usleep(20_000)
             }
         }
+    }
+
+    /// Holds back the horizon at the checkpoint that the view starts from, for as long as the mount lives: a writer on the same
+    /// image keeps what the view needs (ImageLock, K2).
+    private func pin(_ device: FileDevice, _ settings: MountSettings) throws(MountError) -> ImageLock {
+        do throws(OpenError) {
+            var reason = ""
+            for _ in 0..<8 {
+                let image = try Image(device)
+                let start = try settings.point.map { (point) throws(OpenError) in
+                    try image.checkpoint(for: point).sequence
+                } ?? image.superblock.checkpoint.sequence
+                let lock: ImageLock
+                do throws(LockError) { lock = try ImageLock.pin(descriptor: device.descriptor, sequence: start) } catch {
+                    reason = error.description
+                    continue
+                }
+                if try Image(device).superblock.horizon <= start { return lock }
+                lock.release()
+            }
+            throw OpenError(.noSuchPoint, "\(device.name): \(reason.isEmpty ? "its history is being given up" : reason)")
+        } catch { throw MountError(error.description) }
     }
 
     /// Tells the caller that the mount can be used, and lets go of its standard error.

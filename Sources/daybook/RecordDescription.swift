@@ -188,20 +188,29 @@ extension RecordDescription {
         text += leftPadded(String(header.uid), 5) + " " + leftPadded(String(header.pid), 7) + "  "
         text += rightPadded(header.type.name, 11) + "  " + pathText
         if let target { text += " -> " + shown(target) } else if header.type == .link || header.type == .rename { text += " -> ?" }
-        for detail in details where !Self.onlyInFull.contains(detail.name) {
+        for detail in details where !isKnown(detail) {
             if let value = Self.text(detail.value) { text += "  " + detail.name + " " + value }
         }
         return text
     }
 
-    /// The paths say it already.
-    private static let onlyInFull: Set<String> = ["new_parent", "new_name", "replaced_inode", "exchanged_inode", "whiteout_inode"]
+    /// Whether the rest of the line says it already.
+    private func isKnown(_ detail: Detail) -> Bool {
+        switch (detail.name, detail.value) {
+        case ("new_parent", _), ("new_name", _), ("replaced_inode", _), ("exchanged_inode", _), ("whiteout_inode", _): true
+        // A new file usually belongs to whoever made it.
+        case ("owner", .number(let owner)): header.type != .setattr && owner == UInt64(header.uid)
+        case ("group", .number(let group)): header.type != .setattr && group == UInt64(header.gid)
+        default: false
+        }
+    }
 
     /// A detail as text; nil for lists.
     static func text(_ value: Value) -> String? {
         switch value {
         case .number(let number): String(number)
-        case .mode(let mode): octal(mode)
+        // The operation tells the type.
+        case .mode(let mode): octal(mode & 0o7777)
         case .time(let time): time.local
         case .word(let word): word
         case .bytes(let bytes): shown(bytes)

@@ -107,7 +107,7 @@ private struct RecordPage {
         if let entry = description.entry { try field("entry", "\(shown(entry.name)) in directory \(entry.parent)") }
         for detail in description.details { try writeDetail(detail.name, detail.value) }
         if header.flags & RecordHeader.flagTrim != 0 { try field("flags", "trim: what lies beyond the end is left to be reclaimed") }
-        try field("length", "\(step.record.bytes.count) bytes")
+        try field("record size", "\(step.record.bytes.count) bytes")
         let isRight = try writeSegments()
         try writeData()
         return try writeFrame() && isRight

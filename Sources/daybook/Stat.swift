@@ -21,10 +21,10 @@ struct StatCommand: ParsableCommand {
 
     func run() throws {
         let source = try ImageSource(image)
-        let facts = try source.pinned({ (image) throws(OpenError) in image.superblock.checkpoint }, { (image, _) throws(OpenError) in
-            try FilesystemFacts(image)
-        })
         let isLive = source.isLive
+        let facts = try source.pinned({ (image) throws(OpenError) in image.superblock.checkpoint }, { (image, _) throws(OpenError) in
+            try FilesystemFacts(image, isLive: isLive)
+        })
         let output = Output()
         if json {
             try output.line(facts.json(source, isLive: isLive))
@@ -32,10 +32,8 @@ struct StatCommand: ParsableCommand {
             try facts.write(source, isLive: isLive, output)
         }
         try output.flush()
-        if let damage = facts.journalDamage {
-            printError("daybook stat: \(source.path): \(damage)")
-            throw ExitCode(1)
-        }
+        for damage in facts.damage { printError("daybook stat: \(damage)") }
+        if !facts.damage.isEmpty { throw ExitCode(1) }
     }
 }
 
@@ -48,51 +46,65 @@ private enum ReplayCost {
 }
 
 private struct FilesystemFacts {
+    /// What the space tree knows, at the newest checkpoint.
+    struct Index {
+        let checkpoints: [CheckpointItem]
+        let chunks: UInt64
+        let freeBlocks: UInt64
+    }
+
     let image: Image
-    let checkpoints: [CheckpointItem]
-    let chunks: UInt64
-    let freeBlocks: UInt64
+    /// Nil where the space tree is damaged.
+    let index: Index?
     /// Nil where the journal after the newest checkpoint is damaged.
     let tail: JournalTail?
-    let journalDamage: String?
+    /// What could not be read, and why.
+    let damage: [String]
     /// At the newest record where that can be told, else at the checkpoint.
     let inodes: UInt64
     let dataBlocks: UInt64
 
-    init(_ image: Image) throws(OpenError) {
+    /// `isLive`: what does not fit may only be out of date, and is thrown to be read again.
+    init(_ image: Image, isLive: Bool) throws(OpenError) {
         self.image = image
-        checkpoints = try image.retained()
-        do throws(Space.Failure) { chunks = UInt64(try image.space.chunks().count) } catch {
-            throw OpenError(.damaged, "\(image.device.name): \(error)")
+        var damage: [String] = []
+        func orDamaged<R>(_ body: () throws(OpenError) -> R) throws(OpenError) -> R? {
+            do throws(OpenError) { return try body() } catch {
+                guard !isLive else { throw error }
+                damage.append(error.description)
+                return nil
+            }
         }
+        index = try orDamaged { () throws(OpenError) in try Self.readIndex(image) }
+        tail = try orDamaged { () throws(OpenError) in try image.tail() }
+        let view = tail == nil ? nil : try? image.view(at: nil).view
+        inodes = view?.inodes ?? image.superblock.checkpoint.inodes
+        dataBlocks = view?.dataBlocks ?? image.superblock.checkpoint.dataBlocks
+        self.damage = damage
+    }
+
+    private static func readIndex(_ image: Image) throws(OpenError) -> Index {
+        let checkpoints = try image.retained()
         var free: UInt64 = 0
-        do throws(TreeError) {
-            try image.space.tree.scan(from: Key(.region, 0), mapping: { $0 }) { (key, value) throws(TreeError) -> Bool in
+        do throws(Space.Failure) {
+            try image.space.tree.scan(from: Key(.region, 0), mapping: Space.Failure.init) { (key, value) throws(Space.Failure) -> Bool in
                 guard key.high == UInt64(SpaceItemType.region.rawValue) else { return false }
                 free += UInt64(RegionItem(value)?.free ?? 0)
                 return true
             }
-        } catch { throw OpenError(.damaged, "\(image.device.name): \(Space.Failure(error))") }
-        freeBlocks = free
-        var damage: String?
-        do throws(OpenError) { tail = try image.tail() } catch {
-            tail = nil
-            damage = error.description
-        }
-        let view = tail == nil ? nil : try? image.view(at: nil).view
-        inodes = view?.inodes ?? image.superblock.checkpoint.inodes
-        dataBlocks = view?.dataBlocks ?? image.superblock.checkpoint.dataBlocks
-        journalDamage = damage
+            return Index(checkpoints: checkpoints, chunks: UInt64(try image.space.chunks().count), freeBlocks: free)
+        } catch { throw error.asOpenError(image.device) }
     }
 
     private var superblock: Superblock { image.superblock }
     private var last: SequenceNumber { tail?.last ?? superblock.checkpoint.sequence }
     private var lastTime: Timestamp { tail?.time ?? superblock.checkpoint.time }
 
-    private var journalBlocks: UInt64 { (chunks + 1 + (tail?.chunks ?? 0)) * UInt64(superblock.chunkBlocks) }
+    /// At the checkpoint, like all of the space state: its chunks, and the one chosen to follow.
+    private var journalBlocks: UInt64 { ((index?.chunks ?? 0) + 1) * UInt64(superblock.chunkBlocks) }
     /// What is neither free nor told apart otherwise: nodes, bitmaps, lists.
     private var otherBlocks: UInt64 {
-        let known = freeBlocks + superblock.checkpoint.dataBlocks + superblock.historyBlocks + journalBlocks
+        let known = (index?.freeBlocks ?? 0) + superblock.checkpoint.dataBlocks + superblock.historyBlocks + journalBlocks
         return superblock.blockCount - min(known, superblock.blockCount)
     }
     private var reserveBlocks: UInt64 { UInt64(VolumeLimits.usual(for: superblock).reserve) }
@@ -104,7 +116,7 @@ private struct FilesystemFacts {
     }
 
     private func state(isLive: Bool) -> String {
-        if superblock.flags & Superblock.flagDamaged != 0 || journalDamage != nil { return "damaged" }
+        if superblock.flags & Superblock.flagDamaged != 0 || !damage.isEmpty { return "damaged" }
         if isLive { return "in use" }
         return superblock.isClean && tail?.records == 0 ? "clean" : "unclean"
     }
@@ -147,14 +159,16 @@ private struct FilesystemFacts {
         try field("files", "\(inodes)")
         try field("live data", blocks(dataBlocks))
         try field("history", blocks(superblock.historyBlocks))
-        try field("journal", "\(blocks(journalBlocks)), chunks of \(sizeText(UInt64(superblock.chunkBlocks) << UInt64(blockShift)))")
-        try field("metadata", blocks(otherBlocks))
-        try field("free", "\(blocks(freeBlocks)), of which \(sizeText(reserveBlocks << UInt64(blockShift))) are kept in reserve")
-
+        if let index {
+            try field("journal", "\(blocks(journalBlocks)), chunks of \(sizeText(UInt64(superblock.chunkBlocks) << UInt64(blockShift)))")
+            try field("metadata", blocks(otherBlocks))
+            try field("free", "\(blocks(index.freeBlocks)), of which \(sizeText(reserveBlocks << UInt64(blockShift))) are kept in reserve")
+        }
         try output.line("")
-        try field("horizon", "sequence \(superblock.horizon)" + (checkpoints.first.map { ", \($0.time.local)" } ?? ""))
+        try field("horizon", "sequence \(superblock.horizon)" + (index?.checkpoints.first.map { ", \($0.time.local)" } ?? ""))
         try field("last record", "sequence \(last), \(lastTime.local)")
-        try field("checkpoints", "\(checkpoints.count), the newest at sequence \(superblock.checkpoint.sequence), \(superblock.checkpoint.time.local)")
+        let newest = "sequence \(superblock.checkpoint.sequence), \(superblock.checkpoint.time.local)"
+        try field("checkpoints", (index.map { "\($0.checkpoints.count), the newest at " } ?? "the newest at ") + newest)
         if let tail {
             try field("after it", "\(counted(tail.records, "record")) in \(counted(tail.frames, "frame")); \(tail.end)")
             try field("replay", isLive ? "about \(milliseconds) if it ended now" : "about \(milliseconds)")
@@ -197,14 +211,16 @@ private struct FilesystemFacts {
         object.add("inodes", inodes)
         object.add("live_blocks", dataBlocks)
         object.add("history_blocks", superblock.historyBlocks)
-        object.add("journal_blocks", journalBlocks)
-        object.add("metadata_blocks", otherBlocks)
-        object.add("free_blocks", freeBlocks)
+        if let index {
+            object.add("journal_blocks", journalBlocks)
+            object.add("metadata_blocks", otherBlocks)
+            object.add("free_blocks", index.freeBlocks)
+            object.add("checkpoints", UInt64(index.checkpoints.count))
+        }
         object.add("reserve_blocks", reserveBlocks)
         object.add("horizon", superblock.horizon.value)
         object.add("last_sequence", last.value)
         object.add("last_time", lastTime.rfc3339)
-        object.add("checkpoints", UInt64(checkpoints.count))
         object.add("newest_checkpoint", superblock.checkpoint.sequence.value)
         object.add("epoch", superblock.epoch)
         if let tail {
@@ -219,7 +235,7 @@ private struct FilesystemFacts {
             object.add("journal_position", position)
             object.add("journal_end", tail.end.description)
         }
-        if let journalDamage { object.add("journal_damage", journalDamage) }
+        if !damage.isEmpty { object.add("damage", damage.joined(separator: "; ")) }
         return object.closed
     }
 }

@@ -18,6 +18,7 @@ Invariants:
 import ctypes
 import errno
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -204,6 +205,9 @@ class Chooser:
             empty = path and not any(name.startswith(path + "/") for name in self.model.names)
             return {"path": path} if empty else None
         path = self.pick("file")
+        if kind == "unlink" and (not path or self.random.random() < 0.1):
+            # Without this the names that are no files would pile up until nothing can be done any more.
+            path = self.pick("symlink") or path
         if not path:
             return None
         size = len(self.model.names[path].bytes)
@@ -222,7 +226,7 @@ class Chooser:
             same = other and self.model.names[other] is self.model.names[path]
             return {"path": path, "to": other} if other and not same else None
         if kind == "unlink":
-            return {"path": self.pick("symlink") if self.random.random() < 0.1 and self.pick("symlink") else path}
+            return {"path": path}
         return {"path": path, "value": f"value {number}"}
 
 
@@ -307,10 +311,10 @@ class Ledger:
         acknowledged = max(acknowledged, model.applied)
         issued = max([operation["n"] for operation in operations], default=model.applied)
         best = None
-        for operation in [None, *operations]:
+        for operation in [None, *itertools.chain.from_iterable(map(requests, operations))]:
             if operation:
                 model.apply(operation)
-            if model.applied < acknowledged and operation is not (operations[-1] if operations else None):
+            if model.applied < acknowledged and model.applied < issued:
                 continue
             expected = model.signatures()
             if expected == found and model.applied >= acknowledged:
@@ -324,6 +328,17 @@ class Ledger:
         raise AssertionError(
             f"{self.name}: what is there is no prefix of what was done between operation {acknowledged} (acknowledged) and "
             f"{issued} (issued); nearest is {number} with {len(wrong)} differences: " + "; ".join(lines))
+
+
+def requests(operation):
+    """An operation as the kernel hands it over. A write(2) that begins within a page and goes beyond it is two requests, and the
+    request is the unit of what a crash leaves."""
+    words = operation["with"]
+    if operation["op"] == "write" and words.get("cut") is None:
+        head = -words["offset"] % 4096
+        if 0 < head < words["length"]:
+            yield {**operation, "with": {**words, "cut": head}}
+    yield operation
 
 
 def brief(signature):

@@ -1,0 +1,114 @@
+// Goal: the tree holds what was put into it, through every order of insertion and removal, freezing, writing and rereading.
+// Method: random operations beside a sorted dictionary; the tree is written out and read back again and again, so that every node
+// passes NodeLayout.validate as it will on a real disk. A failure prints its seed.
+
+import Device
+import Format
+import Memory
+import Testing
+
+@testable import Tree
+
+private let id = FilesystemID(high: 1, low: 2)
+
+/// A tree on a simulated disk whose nodes go to ever new blocks.
+private final class Bench {
+    let disk = SimulatedDisk(blockCount: 1 << 20)
+    var tree: Tree
+    var nextBlock: UInt64 = 1
+    var checkpoint: UInt64 = 1
+
+    init() { tree = Tree(cache: PageCache(limit: 64, reserved: 1 << 16), device: disk, kind: .main, id: id) }
+
+    /// Writes the tree out; `between` runs while it is frozen.
+    func write(between: () throws -> Void = {}) throws {
+        let frozen = tree.freeze()
+        try between()
+        let blocks = (0..<UInt64(frozen.count)).map { BlockNumber(nextBlock + $0) }
+        nextBlock += UInt64(frozen.count)
+        try frozen.write(tree, to: blocks, birth: SequenceNumber(checkpoint)) { (block, bytes) throws(DeviceError) in
+            try disk.write(block, bytes)
+        }
+        checkpoint += 1
+        tree.finish(frozen)
+        tree.cache.trim()
+    }
+
+    /// Forgets everything in memory.
+    func reopen() throws {
+        try write()
+        tree = Tree(
+            cache: PageCache(limit: 64, reserved: 1 << 16), device: disk, kind: .main, id: id, root: tree.root, level: tree.level)
+    }
+
+    func items() throws -> [Key: [UInt8]] {
+        var result: [Key: [UInt8]] = [:]
+        var last: Key?
+        try tree.scan(from: Key.first, mapping: { $0 }) { (key, value) throws(TreeError) -> Bool in
+            if let last { #expect(last < key, "order") }
+            last = key
+            result[key] = value.array
+            return true
+        }
+        return result
+    }
+}
+
+@Suite struct TreeTests {
+    @Test(arguments: Array(1...12) as [UInt64]) func agreesWithADictionary(seed: UInt64) throws {
+        var random = SeededRandom(seed: seed)
+        let bench = Bench()
+        var model: [Key: [UInt8]] = [:]
+        // Few keys, many, or in clusters; values empty, small or of the longest kind.
+        let spread: UInt64 = [200, 5000, 1 << 40][Int(seed % 3)]
+        func randomKey() -> Key {
+            Key(InodeNumber(UInt64.random(in: 1...max(1, spread / 50), using: &random)), .entry, UInt64.random(in: 0..<spread, using: &random))
+        }
+        func change() throws {
+            let growing = (bench.checkpoint / 8) % 2 == 0
+            if Int.random(in: 0..<10, using: &random) < (growing ? 7 : 3) {
+                let key = randomKey()
+                let length = [0, 0, 8, 40, 128, 552, NodeLayout.longestValue].randomElement(using: &random)!
+                let value = (0..<length).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ model.count) }
+                try bench.tree.put(key, count: length).copy(value)
+                model[key] = value
+            } else {
+                // Front to back, as a directory is emptied, or anywhere.
+                let key = Bool.random(using: &random) ? model.keys.min() : model.keys.randomElement(using: &random)
+                guard let key else { return }
+                #expect(try bench.tree.remove(key))
+                model[key] = nil
+            }
+        }
+        for round in 0..<60 {
+            for _ in 0..<60 { try change() }
+            if round % 3 == 0 { try bench.write(between: { for _ in 0..<20 { try change() } }) }
+            if round % 10 == 9 { try bench.reopen() }
+            if round % 5 == 4 {
+                let found = try bench.items()
+                #expect(found == model, "seed \(seed) round \(round)")
+            }
+            for _ in 0..<10 {
+                let key = randomKey()
+                #expect(try bench.tree.find(key)?.array == model[key], "seed \(seed)")
+                #expect(try bench.tree.next(key)?.key == model.keys.filter { !($0 < key) }.min(), "seed \(seed)")
+                #expect(try bench.tree.previous(key)?.key == model.keys.filter { !(key < $0) }.max(), "seed \(seed)")
+            }
+        }
+        try bench.reopen()
+        #expect(try bench.items() == model, "seed \(seed)")
+    }
+
+    /// An empty value once lay at the heap's start; when the value behind it went, it was left outside of the heap, and the node
+    /// could not be read back.
+    @Test func emptyValuesStayInsideTheHeap() throws {
+        let bench = Bench()
+        for number in 0..<20 as Range<UInt64> {
+            try bench.tree.put(Key(InodeNumber(1), .entry, number), count: 40).zero()
+            _ = try bench.tree.put(Key(.none, .orphan, number), count: 0)
+        }
+        for number in (0..<20 as Range<UInt64>).reversed() { try bench.tree.remove(Key(InodeNumber(1), .entry, number)) }
+        try bench.reopen()
+        #expect(try bench.items().count == 20)
+    }
+}

@@ -1,0 +1,55 @@
+// Goal: a full disk says ENOSPC before anything is accepted, can always delete, and history gives way before that.
+// Method: the smallest image, worked over many times its size; contents compared throughout.
+
+import Device
+import Format
+import Memory
+import TestSupport
+import Testing
+import Volume
+
+@Suite struct SpaceTests {
+    /// Overwrites and deletes several times the image's size: only history fills up, and history gives way.
+    @Test func historyGivesWay() throws {
+        let disk = try makeDisk(blocks: 16384)
+        let events = EventLog()
+        var volume = try openVolume(disk, events: events)
+        for index in 0..<200 {
+            let path = "f\(index % 10)"
+            if index < 10 { try volume.make(path) }
+            try volume.truncate(path, 0)
+            try volume.write(path, pattern(1 << 20, UInt64(index)))
+            if index % 7 == 0 { try volume.commit() }
+        }
+        #expect(events.failures == [])
+        for index in 190..<200 { #expect(try volume.contents("f\(index % 10)") == pattern(1 << 20, UInt64(index))) }
+        try volume.close()
+        volume = try openVolume(disk)
+        for index in 190..<200 { #expect(try volume.contents("f\(index % 10)") == pattern(1 << 20, UInt64(index))) }
+        #expect(try Image(disk).superblock.horizon > SequenceNumber(0))
+        try volume.close()
+    }
+
+    @Test func aFullDiskCanDelete() throws {
+        let disk = try makeDisk(blocks: 16384)
+        let events = EventLog()
+        let volume = try openVolume(disk, events: events)
+        for round in 0..<3 {
+            var count = 0
+            do {
+                while true {
+                    try volume.make("r\(round)n\(count)")
+                    count += 1
+                    try volume.write("r\(round)n\(count - 1)", pattern(300_000, UInt64(count)))
+                }
+            } catch { #expect(error as? OperationError == .noSpace, "round \(round)") }
+            #expect(count > 100, "round \(round): only \(count) files fit")
+            for index in 0..<count - 1 {
+                #expect(try volume.contents("r\(round)n\(index)") == pattern(300_000, UInt64(index + 1)))
+            }
+            for index in 0..<count { try volume.unlink("r\(round)n\(index)") }
+            #expect(events.failures == [])
+        }
+        try volume.close()
+    }
+}
