@@ -1,0 +1,129 @@
+// Goal: fsck says what it did, changes nothing with -n, repairs only what it may, and ends with the status that fsck(8) wants.
+// Method: image files damaged in known places, the built command, bytes before and after.
+
+import Device
+import Format
+import Glibc
+import Testing
+
+@Suite struct FsckTests {
+    private func bytes(_ image: TestImage) -> [UInt8] { ProcessFiles.contents(image.path) ?? [] }
+
+    /// A crashed image with something to replay.
+    private func crashed() throws -> TestImage {
+        let image = try TestImage(megabytes: 64)
+        try image.change { _ = try $0.make("before") }
+        try image.change(crash: true) { volume in
+            for index in 0..<20 { _ = try volume.make("f\(index)") }
+            try volume.volume.commit()
+        }
+        return image
+    }
+
+    @Test func cleanImageIsOnlySaidToBeClean() throws {
+        let image = try TestImage(megabytes: 64)
+        let before = bytes(image)
+        for name in [nil, "fsck.daybook"] {
+            let done = name == nil ? daybook("fsck", image.path) : daybook(image.path, as: name)
+            #expect(done.status == 0 && done.errors.isEmpty)
+            #expect(done.lines.count == 1 && done.output.contains(": clean, 1 inode"))
+        }
+        #expect(daybook("fsck", "-f", image.path).status == 0)
+        #expect(bytes(image) == before)
+    }
+
+    @Test func replayIsSaidAndCountsAsACorrection() throws {
+        let image = try crashed()
+        let before = bytes(image)
+        let trial = daybook("fsck", "-n", "-f", image.path)
+        #expect(trial.status == 0, "\(trial.output)\(trial.errors)")
+        #expect(trial.output.contains("replayed 20 records in 1 frame, sequences 2 to 21, in memory"))
+        #expect(trial.output.contains("the journal ends in chunk"))
+        #expect(bytes(image) == before, "-n changed the image")
+        let real = daybook("fsck", image.path)
+        #expect(real.status == 1, "\(real.output)\(real.errors)")
+        #expect(daybook("fsck", "-f", "-n", image.path).status == 0)
+        #expect(daybook("fsck", image.path).output.contains(": clean, 22 inodes"))
+    }
+
+    @Test func damagedSlotAndIdentityAreWrittenAnew() throws {
+        let image = try TestImage(megabytes: 64)
+        try image.change { _ = try $0.make("a") }
+        image.overwrite(8)
+        image.overwrite((64 << 20) / 4096 - 1)
+        let before = bytes(image)
+        let trial = daybook("fsck", "-n", image.path)
+        #expect(trial.status == 4)
+        #expect(trial.output.contains("E101") && trial.output.contains("E102"))
+        #expect(bytes(image) == before)
+        #expect(daybook("fsck", "-p", image.path).status == 1)
+        #expect(daybook("fsck", "-n", "-f", image.path).status == 0)
+    }
+
+    @Test func whatCannotBeRepairedStaysAsItIs() throws {
+        let image = try TestImage(megabytes: 64)
+        try image.change { _ = try $0.make("a") }
+        // The first frame of the retained journal.
+        let chunk = bytes(image).withUnsafeBytes { all in
+            (0..<all.count / 4096).first { all.loadUnaligned(fromByteOffset: $0 * 4096, as: UInt32.self).littleEndian == magicChunk }!
+        }
+        image.overwrite(UInt64(chunk) + 1)
+        let before = bytes(image)
+        let done = daybook("fsck", "-y", "-f", image.path)
+        #expect(done.status == 4)
+        #expect(done.output.contains("E302"))
+        #expect(bytes(image) == before)
+    }
+
+    @Test func whatIsNoFilesystemIsRefusedInOneLine() throws {
+        let path = temporaryPath("foreign")
+        defer { unlink(path) }
+        let descriptor = open(path, O_RDWR | O_CREAT, 0o600)
+        ftruncate(descriptor, 1 << 20)
+        close(descriptor)
+        for option in ["-n", "-y", "-f"] {
+            let done = daybook("fsck", option, path)
+            #expect(done.status == 8 && done.output.isEmpty && done.errors.split(separator: "\n").count == 1)
+        }
+        #expect((ProcessFiles.contents(path) ?? []).allSatisfy { $0 == 0 })
+        #expect(daybook("fsck", path + "-not").status == 8)
+        #expect(daybook("fsck", "-n", "-y", path).status == 16)
+        #expect(daybook("fsck", "--what", path).status == 16)
+        let image = try TestImage(megabytes: 64)
+        truncate(image.path, 32 << 20)
+        let done = daybook("fsck", "-y", image.path)
+        #expect(done.status == 4 && done.errors.contains("truncated"))
+    }
+
+    @Test func writersAreKeptOutAndRespected() throws {
+        let image = try TestImage(megabytes: 64)
+        let device = try FileDevice(path: image.path, access: .readWrite)
+        do {
+            let lock = try ImageLock.acquireWriter(descriptor: device.descriptor, path: image.path)
+            for option in ["-n", "-y"] {
+                let done = daybook("fsck", option, "-f", image.path)
+                #expect(done.status == 8 && done.errors.contains("in use") && done.errors.contains("pid \(getpid())"))
+            }
+            lock.release()
+        }
+        // Checking keeps writers out, and not those who check.
+        let reader = try FileDevice(path: image.path, access: .readOnly)
+        let other = try FileDevice(path: image.path, access: .readOnly)
+        let lock = try ImageLock.excludeWriters(descriptor: reader.descriptor, path: image.path)
+        let second = try ImageLock.excludeWriters(descriptor: other.descriptor, path: image.path)
+        #expect(throws: LockError.self) { try ImageLock.acquireWriter(descriptor: device.descriptor, path: image.path) }
+        #expect(daybook("fsck", "-n", "-f", image.path).status == 0)
+        second.release()
+        lock.release()
+        _ = try ImageLock.acquireWriter(descriptor: device.descriptor, path: image.path)
+        withExtendedLifetime((device, reader, other)) {}
+    }
+
+    @Test func progressIsWritten() throws {
+        let image = try TestImage(megabytes: 64)
+        let done = daybook("fsck", "-f", "-C1", image.path)
+        #expect(done.status == 0)
+        #expect(done.lines.contains("6 100 100 \(image.path)"))
+        #expect(daybook("fsck", "-f", "-C77", image.path).status == 16)
+    }
+}
