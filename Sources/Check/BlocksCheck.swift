@@ -64,6 +64,7 @@ extension Checker {
     }
 
     private func takeLeak(_ start: UInt64, _ count: UInt64) {
+        guard !ownersAreMissing else { return }
         report.leaks.append(Leak(start: BlockNumber(start), count: count))
         found(.blockLeaked, "\(count) blocks from here on are marked as used, but belong to nothing", block: BlockNumber(start))
     }

@@ -99,6 +99,8 @@ public final class Checker {
     var namesOverflow = false
     /// No node or item was lost to damage.
     var treeIsComplete = true
+    /// Something that may own blocks could not be read: what belongs to nothing cannot be told.
+    var ownersAreMissing = false
 
     /// `progress` is told of each phase and how much of it is done.
     public init(

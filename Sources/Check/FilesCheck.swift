@@ -38,6 +38,7 @@ extension Checker {
         remembered = pass.names
         namesOverflow = pass.overflow
         treeIsComplete = pass.isComplete
+        if !treeIsComplete { ownersAreMissing = true }
     }
 
     func mainWalk() -> NodeWalk {
@@ -207,8 +208,11 @@ private final class FilesPass {
 
     private func takeXattr(_ inode: UInt64, _ offset: UInt64, _ value: RawBytes) {
         xattrs += 1
-        guard let xattr = XattrItem(value), value.u8(at: 13) == 0, value.u16(at: 14) == 0, value.u64(at: 16) == 0 else {
+        guard let xattr = XattrItem(value) else {
             return checker.found(.xattrMalformed, "extended attribute at \(offset), \(value.count) bytes", inode: inode)
+        }
+        if value.u8(at: 13) != 0 || value.u16(at: 14) != 0 || value.u64(at: 16) != 0 {
+            checker.found(.xattrMalformed, "extended attribute '\(xattr.name.text)': reserved bytes are not zero", inode: inode)
         }
         switch run.take(offset, xattr.name, seed: seed) {
         case .good: break

@@ -158,7 +158,7 @@ public enum FindingCode: UInt16, Sendable, CaseIterable, Comparable {
     /// Can be put right without any doubt and without loss.
     public var isRepairable: Bool {
         switch self {
-        case .slotDamaged, .identityDamaged, .identityDiffers, .blockLeaked: true
+        case .slotDamaged, .identityDamaged, .identityDiffers, .markedDamaged, .blockLeaked: true
         default: false
         }
     }

@@ -26,7 +26,7 @@ extension Checker {
         }
     }
 
-    /// Claims what died in the interval that ends at the checkpoint. False when that is not known.
+    /// Claims what died in the interval that ends at the checkpoint. False when that is not known in full.
     private func takeDeadList(_ index: Int) throws(Cancelled) -> Bool {
         let item = checkpoints[index]
         guard item.deadList.value != 0 else { return true }
@@ -46,6 +46,7 @@ extension Checker {
                 entry.death <= item.sequence, entry.start.value >= previous
             else {
                 sound = false
+                ownersAreMissing = true
                 return found(
                     .deadEntry,
                     "checkpoint \(item.sequence): \(entry.count) blocks of kind \(entry.kind), born at \(entry.birth), dead at \(entry.death)",

@@ -11,7 +11,10 @@ import Memory
 
 extension Checker {
     func checkJournal() throws(Cancelled) {
-        guard let oldest = checkpoints.first, !chunks.isEmpty else { return }
+        guard let oldest = checkpoints.first, !chunks.isEmpty else {
+            ownersAreMissing = true
+            return
+        }
         let walk = ChunkWalk(self, from: oldest.journal)
         let first = oldest.sequence.value
         let span = Double(max(1, superblock.checkpoint.sequence.value &- first))
@@ -21,6 +24,7 @@ extension Checker {
             guard walk.chunk(chunks[index].serial, chunks[index].item, next: next) else { break }
             progress(.journal, Double(walk.position.next.value &- first) / span)
         }
+        walk.claimSuccessor()
         walk.finish()
         report.frames = walk.frames
         report.records = walk.records
@@ -81,12 +85,6 @@ private final class ChunkWalk {
             guard let following = readHeader(next, serial + 1) else { return false }
             end = .continued(following)
         } else {
-            // The last chunk's successor is named by nothing but its header.
-            if checker.claim(own.successor, UInt64(checker.superblock.chunkBlocks), "the journal's next chunk") {
-                if own.successor.value % UInt64(checker.superblock.chunkBlocks) != 0 {
-                    checker.found(.chunkHeader, "the next chunk does not begin at a multiple of its size", block: own.successor)
-                }
-            }
             end = .newest(checker.superblock.checkpoint.journal)
         }
         do throws(DeviceError) { try checker.device.read(item.address, into: buffer.bytes) } catch {
@@ -94,6 +92,20 @@ private final class ChunkWalk {
             return false
         }
         return frames(serial, end)
+    }
+
+    /// The last chunk's successor is named by nothing but its header.
+    func claimSuccessor() {
+        guard let last = checker.chunks.last, (try? checker.device.read(last.item.address, into: header.bytes)) != nil,
+            let own = ChunkHeader(header.bytes, at: last.item.address, id: checker.superblock.id)
+        else {
+            checker.ownersAreMissing = true
+            return
+        }
+        let size = UInt64(checker.superblock.chunkBlocks)
+        if checker.claim(own.successor, size, "the journal's next chunk"), own.successor.value % size != 0 {
+            checker.found(.chunkHeader, "the next chunk does not begin at a multiple of its size", block: own.successor)
+        }
     }
 
     private func readHeader(_ address: BlockNumber, _ serial: UInt64) -> ChunkHeader? {

@@ -154,6 +154,7 @@ final class NodeWalk {
     func find(_ key: Key, root: ChildReference, level: UInt8) -> [UInt8]? {
         guard level <= NodeLayout.maximumLevel else { return nil }
         let buffer = AlignedBuffer(count: blockSize)
+        defer { withExtendedLifetime(buffer) {} }
         let page = buffer.bytes
         var reference = root
         var level = level

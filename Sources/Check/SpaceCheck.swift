@@ -20,6 +20,7 @@ extension Checker {
         let walk = NodeWalk(device: device, kind: .space, id: superblock.id, isCancelled: isCancelled)
         walk.claim = { [unowned self] reference, _ in claim(reference.address, 1, "a node of the space tree") }
         walk.problem = { [unowned self] reference, problem in
+            ownersAreMissing = true
             switch problem {
             case .damaged(let text): found(.spaceNodeDamaged, text, block: reference.address)
             case .order(let text): found(.spaceNodeOrder, text, block: reference.address)
@@ -175,6 +176,7 @@ extension Checker {
             // A claim succeeds once, so a list that runs in a circle ends.
             guard claim(at, 1, what) else { return false }
             do throws(DeviceError) { try device.read(at, into: buffer.bytes) } catch {
+                ownersAreMissing = true
                 found(damage, error.description, block: at)
                 return false
             }
@@ -185,6 +187,7 @@ extension Checker {
                 at = list.next
                 crc = list.nextCRC
             } catch {
+                ownersAreMissing = true
                 found(damage, error.description, block: at)
                 return false
             }
