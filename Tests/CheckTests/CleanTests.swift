@@ -125,6 +125,60 @@ func expectClean(_ disk: any BlockDevice, _ what: String = "") throws {
         }
     }
 
+    /// Directories large enough for a tree of three levels, emptied in the order in which they are listed and filled again.
+    @Test(arguments: seeds.prefix(3)) func largeDirectories(seed: UInt64) throws {
+        var random = SeededRandom(seed: seed ^ 0xD1C7)
+        let clock = TestClock()
+        var disk = try makeDisk(blocks: 65536)
+        var names = 0
+        for round in 0..<3 {
+            let events = EventLog()
+            let volume = try openVolume(disk, clock: clock, events: events, seed: seed &+ UInt64(round))
+            if round == 0 { for directory in 0..<2 { try volume.makeDirectory("d\(directory)") } }
+            for directory in 0..<2 {
+                let inode = try volume.find("d\(directory)").inode
+                for _ in 0..<Int.random(in: 2000..<4000, using: &random) {
+                    names += 1
+                    try make(volume, inode, "n\(names)" + String(repeating: "y", count: 120))
+                }
+                var listed: [[UInt8]] = []
+                try volume.list(inode, from: 2, attributes: false) { entry in
+                    listed.append(entry.name.array)
+                    return true
+                }
+                for name in listed.prefix(Int.random(in: 0...listed.count, using: &random)) {
+                    try name.withRawBytes { (name) throws(OperationError) in try volume.unlink(inode, name, testCaller) }
+                }
+                if Bool.random(using: &random) { try volume.checkpointNow() }
+                for _ in 0..<Int.random(in: 500..<1500, using: &random) {
+                    names += 1
+                    try make(volume, inode, "m\(names)" + String(repeating: "y", count: 120))
+                }
+            }
+            #expect(events.failures == [], "seed \(seed) round \(round)")
+            if Bool.random(using: &random) {
+                try volume.close()
+            } else {
+                try volume.commit()
+                let after = disk.crash(&random)
+                volume.abandon()
+                let second = try openVolume(after, clock: clock)
+                try second.close()
+                disk = after
+            }
+            try expectClean(disk, "seed \(seed) round \(round)")
+        }
+    }
+
+    private func make(_ volume: Volume, _ directory: InodeNumber, _ name: String) throws {
+        let made = try Array(name.utf8).withRawBytes { (name) throws(OperationError) in
+            try [UInt8]().withRawBytes { (target) throws(OperationError) in
+                try volume.make(directory, name, mode: 0o100644, device: 0, target: target, testCaller)
+            }
+        }
+        volume.forget(made.inode, count: 1)
+    }
+
     /// One change of a small set of large files, which soon fills the disk with history.
     private func churn(_ volume: Volume, _ random: inout SeededRandom) throws {
         let path = "f\(Int.random(in: 0..<20, using: &random))"
