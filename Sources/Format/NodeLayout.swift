@@ -95,6 +95,10 @@ public enum NodeLayout {
                 throw fail("value of item \(index) lies outside of the node")
             }
             guard self.level(page) == 0 || length == ChildReference.size else { throw fail("item \(index) is no child") }
+            // In memory the upper numbers mean something else (Tree.virtualFlag); on disk nobody may use them.
+            guard self.level(page) == 0 || ChildReference(page.slice(offset, length)).isPossible else {
+                throw fail("child \(index) lies beyond any image")
+            }
             let key = key(page, index)
             guard index == 0 || previous < key else { throw fail("keys out of order at item \(index)") }
             previous = key
@@ -121,6 +125,8 @@ public struct ChildReference: Hashable, Sendable {
         birth = SequenceNumber(bytes.u64(at: 8))
         crc = bytes.u32(at: 16)
     }
+    /// Whether the address could be one on disk.
+    @inlinable public var isPossible: Bool { address.value < 1 << 48 }
     @inlinable public func store(_ bytes: RawBytes) {
         bytes.set(u64: address.value, at: 0)
         bytes.set(u64: birth.value, at: 8)

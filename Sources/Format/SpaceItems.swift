@@ -198,6 +198,9 @@ public struct CheckpointItem: Sendable, Equatable {
         deadBlocks = bytes.u64(at: 144)
     }
 
+    /// Whether its root can be followed. Whatever else is wrong shows when it is.
+    public var isPossible: Bool { root.isPossible && rootLevel <= NodeLayout.maximumLevel }
+
     public func store(_ bytes: RawBytes) {
         bytes.zero(0, Self.size)
         bytes.set(u64: sequence.value, at: 0)

@@ -144,7 +144,11 @@ public final class JournalReader {
                     return frame
                 case .failure(let refused):
                     if try enterSuccessor() { continue }
-                    try conclude(refused.rejection)
+                    if let frame = try conclude(refused.rejection) {
+                        frames += 1
+                        position = frame.after
+                        return frame
+                    }
                 }
             } else if try enterSuccessor() {
                 continue
@@ -235,19 +239,23 @@ public final class JournalReader {
 
     // MARK: the end
 
-    /// The frame due is not there. Is it the end, a torn tail, or damage?
-    private func conclude(_ rejection: FrameHeader.Rejection) throws(JournalError) {
+    /// The frame due is not there. Is it the end, a torn tail, or damage? Or was it, in a live journal, only being written when it
+    /// was read: then it is returned.
+    private func conclude(_ rejection: FrameHeader.Rejection) throws(JournalError) -> Frame? {
         if chunkCut != nil {
             throw .damaged(
                 "journal frame due at \(position.chunk + UInt64(position.block)) (sequence \(position.next)) lies before the"
                     + " cut at block \(limit) of its chunk, but is not readable: \(rejection)")
         }
         if let later = try laterFrame() {
+            windowBlocks = 0
+            if case .success(let frame) = try readFrame() { return frame }
             throw .damaged(
                 "journal frame due at \(position.chunk + UInt64(position.block)) (sequence \(position.next)) is not readable"
                     + " (\(rejection)), but a later one of the same epoch is whole at \(later)")
         }
         if case .torn(let what) = rejection { end = .torn(what) } else { end = .end }
+        return nil
     }
 
     /// A whole frame of this epoch further on in the chunk, or a successor chunk opened in this epoch (R3).

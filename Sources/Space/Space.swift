@@ -121,18 +121,23 @@ public final class Space: @unchecked Sendable {
 
     /// The newest retained checkpoint at or before `sequence`.
     public func checkpoint(atOrBefore sequence: SequenceNumber) throws(Failure) -> CheckpointItem? {
-        do throws(TreeError) {
-            guard let found = try tree.previous(Key(.checkpoint, sequence.value)),
-                found.key.high == UInt64(SpaceItemType.checkpoint.rawValue), found.value.count == CheckpointItem.size
-            else { return nil }
-            return CheckpointItem(found.value)
-        } catch { throw Failure(error) }
+        let found: (key: Key, value: RawBytes)?
+        do throws(TreeError) { found = try tree.previous(Key(.checkpoint, sequence.value)) } catch { throw Failure(error) }
+        guard let found, found.key.high == UInt64(SpaceItemType.checkpoint.rawValue) else { return nil }
+        return try decode(found.key.low, found.value)
+    }
+
+    private func decode(_ sequence: UInt64, _ value: RawBytes) throws(Failure) -> CheckpointItem {
+        guard value.count == CheckpointItem.size else { throw .damaged("checkpoint \(sequence): item of \(value.count) bytes") }
+        let item = CheckpointItem(value)
+        guard item.isPossible, item.sequence.value == sequence else { throw .damaged("checkpoint \(sequence): malformed") }
+        return item
     }
 
     /// All retained checkpoints, oldest first.
     public func checkpoints() throws(Failure) -> [CheckpointItem] {
         var items: [CheckpointItem] = []
-        try each(.checkpoint) { _, value in if value.count == CheckpointItem.size { items.append(CheckpointItem(value)) } }
+        try each(.checkpoint) { (low, value) throws(Failure) in items.append(try decode(low, value)) }
         return items
     }
 
@@ -143,10 +148,10 @@ public final class Space: @unchecked Sendable {
         return items
     }
 
-    private func each(_ type: SpaceItemType, _ body: (UInt64, RawBytes) -> Void) throws(Failure) {
+    private func each(_ type: SpaceItemType, _ body: (UInt64, RawBytes) throws(Failure) -> Void) throws(Failure) {
         try tree.scan(from: Key(type, 0), mapping: Failure.init) { (key, value) throws(Failure) -> Bool in
             guard key.high == UInt64(type.rawValue) else { return false }
-            body(key.low, value)
+            try body(key.low, value)
             return true
         }
         tree.cache.trim()

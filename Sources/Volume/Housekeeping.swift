@@ -170,7 +170,10 @@ extension Volume {
             let current = horizon
             var candidate: SequenceNumber?
             unlocked { candidate = horizonCandidate(after: current, upTo: ceiling, freeing: missing) }
-            if let candidate, mayMoveHorizon(candidate) {
+            if let candidate, !mayMoveHorizon(candidate) {
+                // A reader pins what has to go. Most do so for moments; ENOSPC can wait for them a little.
+                _ = lock.wait(nanoseconds: 100_000_000)
+            } else if let candidate {
                 unlocked { moveHorizon(to: candidate) }
                 if spareChunks.count < limits.spareChunks { refillChunks() }
             } else if superblock.checkpoint.sequence < view.sequence || olderCheckpoint < superblock.checkpoint.sequence {

@@ -29,7 +29,9 @@ private func sampleSuperblock() -> Superblock {
 /// One record of each kind, with its payload.
 private func sampleRecords() -> [[UInt8]] {
     func record(_ type: RecordType, _ payload: Int, _ fill: (RawBytes) -> Void) -> [UInt8] {
-        let bytes = AlignedBuffer(count: Record.size(payload: payload)).bytes.slice(0, Record.size(payload: payload))
+        let owner = AlignedBuffer(count: Record.size(payload: payload))
+        defer { withExtendedLifetime(owner) {} }
+        let bytes = owner.bytes
         RecordHeader(type: type, sequence: SequenceNumber(5), time: Timestamp(nanoseconds: 6), uid: 1, gid: 2, pid: 3).store(bytes)
         fill(bytes.from(RecordHeader.size))
         return bytes.array
@@ -108,7 +110,9 @@ private func sampleRecords() -> [[UInt8]] {
     }
 
     @Test func superblockRoundTrip() throws {
-        let page = AlignedBuffer(count: blockSize).bytes
+        let owner = AlignedBuffer(count: blockSize)
+        defer { withExtendedLifetime(owner) {} }
+        let page = owner.bytes
         let superblock = sampleSuperblock()
         superblock.store(page, slot: 1)
         #expect(try Superblock(page, slot: 1) == superblock)
@@ -121,7 +125,9 @@ private func sampleRecords() -> [[UInt8]] {
     }
 
     @Test func framesAreAcceptedOnlyInTheirPlace() throws {
-        let frame = AlignedBuffer(count: blockSize).bytes
+        let owner = AlignedBuffer(count: blockSize)
+        defer { withExtendedLifetime(owner) {} }
+        let frame = owner.bytes
         let header = FrameHeader(
             position: position(10), last: SequenceNumber(12), time: Timestamp(nanoseconds: 3), payload: 100, records: 3, flags: 0)
         let chain = header.seal(frame, id: id)
@@ -174,7 +180,9 @@ private func sampleRecords() -> [[UInt8]] {
         }
         #expect(accepted > 100, "seed \(seed): nothing got past the first checks")
         // Nodes, superblocks, bitmaps and lists, checksums put right after the change.
-        let page = AlignedBuffer(count: blockSize).bytes
+        let owner = AlignedBuffer(count: blockSize)
+        defer { withExtendedLifetime(owner) {} }
+        let page = owner.bytes
         for _ in 0..<2000 {
             NodeLayout.initialize(page, kind: .main, level: UInt8.random(in: 0...1, using: &random), id: id)
             for _ in 0..<6 { page.set(u8: UInt8.random(in: 0...255, using: &random), at: Int.random(in: 24..<200, using: &random)) }
@@ -187,8 +195,8 @@ private func sampleRecords() -> [[UInt8]] {
             page.set(u8: UInt8.random(in: 0...255, using: &random), at: Int.random(in: 16..<528, using: &random))
             page.set(u32: page.crc32c(skipping: 12), at: 12)
             _ = try? Superblock(page, slot: 0)
-            for value in [AlignedBuffer(count: 64).bytes.slice(0, Int.random(in: 0...64, using: &random))] {
-                for index in 0..<value.count { value.set(u8: UInt8.random(in: 0...255, using: &random), at: index) }
+            let noise = (0..<Int.random(in: 0...64, using: &random)).map { _ in UInt8.random(in: 0...255, using: &random) }
+            noise.withRawBytes { value in
                 _ = (EntryItem(value), XattrItem(value), RegionItem(value), ChunkItem(value))
                 try? ExtentItem.validate(value, key: Key(.root, .extent, random.next()), blockCount: 1000)
                 try? InodeItem.validate(value, inode: .root)

@@ -10,7 +10,9 @@ import Volume
 
 @Suite struct GoldenTests {
     private static func sums(_ disk: SimulatedDisk) throws -> [UInt64: UInt32] {
-        let page = AlignedBuffer(count: blockSize).bytes
+        let buffer = AlignedBuffer(count: blockSize)
+        let page = buffer.bytes
+        defer { withExtendedLifetime(buffer) {} }
         var result: [UInt64: UInt32] = [:]
         for block in 0..<disk.blockCount {
             try disk.read(BlockNumber(block), into: page)
@@ -31,8 +33,8 @@ import Volume
 
     @Test func aNewFilesystem() throws {
         let sums = try Self.sums(try makeDisk(blocks: 16384))
-        #expect(sums.count == 9)
-        #expect(hex(Self.total(sums)) == "GOLDEN_NEW")
+        #expect(sums.count == 7)
+        #expect(hex(Self.total(sums)) == "2dafda13")
     }
 
     @Test func aShortHistory() throws {
@@ -49,6 +51,7 @@ import Volume
         try volume.commit()
         try volume.make("c")
         try volume.close()
-        #expect(hex(Self.total(try Self.sums(disk))) == "GOLDEN_HISTORY")
+        let sum = hex(Self.total(try Self.sums(disk)))
+        #expect(sum == "2e91e0fe")
     }
 }

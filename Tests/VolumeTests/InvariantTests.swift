@@ -133,7 +133,9 @@ private func workedOn(seed: UInt64, blocks: UInt64 = 32768, steps: Int = 200) th
         func check(_ reference: ChildReference, _ level: UInt8) throws {
             #expect(!chunks.contains { $0 <= reference.address.value && reference.address.value < $0 + size })
             guard level > 0 else { return }
-            let page = AlignedBuffer(count: blockSize).bytes
+            let buffer = AlignedBuffer(count: blockSize)
+            let page = buffer.bytes
+            defer { withExtendedLifetime(buffer) {} }
             try traced.read(reference.address, into: page)
             for index in 0..<NodeLayout.count(page) { try check(ChildReference(NodeLayout.value(page, index)), level - 1) }
         }
@@ -280,7 +282,9 @@ private func workedOn(seed: UInt64, blocks: UInt64 = 32768, steps: Int = 200) th
     /// Tags and shared extents (10, 11) do not exist yet. Until they do, what would need them is refused or copied.
     @Test func invariants10And11AreNotYetReachable() throws {
         for type in [RecordType.tag, .note, .rollback, .restore, .clone] {
-            let buffer = AlignedBuffer(count: 64).bytes
+            let owner = AlignedBuffer(count: 64)
+            let buffer = owner.bytes
+            defer { withExtendedLifetime(owner) {} }
             RecordHeader(type: type, sequence: SequenceNumber(1), time: Timestamp(nanoseconds: 0), uid: 0, gid: 0, pid: 0)
                 .store(buffer)
             #expect(throws: FormatError.self) { try Record(buffer) }
