@@ -376,6 +376,9 @@ extension Volume {
             guard item.isRegular else { throw .refused(item.isDirectory ? .isDirectory : .invalid) }
             try finishTrimNow(inode)
             let plan = WritePlan()
+            var done = false
+            // Something may have to be read, or refused, after a block was made whole.
+            defer { if !done { for slot in plan.slots { view.pages.cache.release(slot) } } }
             var extra: [(kind: Segment.Kind, fileBlock: UInt64, home: BlockNumber, blocks: Int)] = []
             var trim = false
             if size < item.length {
@@ -391,6 +394,7 @@ extension Volume {
                 .truncate, plan, inode, offset: size, length: 0, size: size,
                 mode: killPrivileges ? withoutPrivileges(item.mode, item) : item.mode, caller,
                 flags: trim ? RecordHeader.flagTrim : 0, extra: extra)
+            done = true
             if trim {
                 orphans.insert(inode.value)
                 trimming.insert(inode.value)

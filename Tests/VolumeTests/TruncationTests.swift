@@ -3,10 +3,10 @@
 
 import Device
 import Format
-import Memory
 import TestSupport
 import Testing
 
+@testable import Memory
 @testable import Volume
 
 @Suite struct TruncationTests {
@@ -69,6 +69,20 @@ import Testing
             #expect(volume.orphans.isEmpty && volume.trimming.isEmpty)
             try volume.close()
         }
+    }
+
+    /// Cutting a file off within a block, with the tree not in memory, begins several times over; nothing stays behind of that.
+    @Test func startingOverLosesNoPages() throws {
+        let disk = try makeDisk()
+        var volume = try openVolume(disk)
+        try volume.make("f")
+        for block in 0..<200 { try volume.write("f", pattern(4096, UInt64(block)), at: UInt64(block) * 8192) }
+        try volume.close()
+        volume = try openVolume(disk)
+        try volume.truncate("f", 1000)
+        #expect(try volume.contents("f") == Array(pattern(4096, 0)[..<1000]))
+        volume.lock.withLock { #expect(volume.view.pages.cache.used == volume.view.pages.cache.bound) }
+        try volume.close()
     }
 
     @Test func aFileCutOffBeforeACrashGrowsAfterIt() throws {
