@@ -15,6 +15,11 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     public let isDirect: Bool
     public let isBlockDevice: Bool
 
+    // Through the page cache, the host tells of a failed write once, to whoever asks first. So flushes go one at a time, and after a
+    // failed one there is no good one any more (D2).
+    private let flushing = Lock()
+    private var isBroken = false
+
     public enum Access: Sendable { case readOnly, readWrite }
 
     /// Opens an existing image or device. `isDirect` tells whether O_DIRECT could be had.
@@ -108,6 +113,17 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     }
 
     public func flush() throws(DeviceError) {
+        if isDirect { return try synchronize() }
+        try flushing.withLock { () throws(DeviceError) in
+            guard !isBroken else { throw DeviceError(.flush, errno: EIO, "\(name): flush: an earlier one failed") }
+            do throws(DeviceError) { try synchronize() } catch {
+                isBroken = true
+                throw error
+            }
+        }
+    }
+
+    private func synchronize() throws(DeviceError) {
         var status: Int32
         repeat { status = fdatasync(descriptor) } while status < 0 && errno == EINTR
         guard status == 0 else { throw Self.error(.flush, name, ": flush") }

@@ -38,6 +38,8 @@ public final class Space: @unchecked Sendable {
     public internal(set) var superseded: [BlockRun] = []
     /// Used by nothing but history.
     public internal(set) var historyBlocks: UInt64 = 0
+    /// How often blocks were given up: what was looked up before, and read without the lock, may be something else after.
+    public private(set) var releases: UInt64 = 0
     /// Zones whose backing the device was asked for.
     private var providedZones: Set<UInt64> = []
     /// Chunks taken ahead of use, as of the coming freeze.
@@ -191,6 +193,7 @@ public final class Space: @unchecked Sendable {
         try put(Key(.checkpoint, to.value), CheckpointItem.size) { kept.store($0) }
 
         try lock.withLock { () throws(Failure) in
+            releases += 1
             for run in runs { try release(run) }
             historyBlocks -= min(given, historyBlocks)
         }

@@ -116,6 +116,9 @@ extension Tree {
                 page.set(u64: reference.birth.value, at: 16)
                 page.set(u32: reference.crc, at: NodeLayout.crc)
                 cache.setTag(slot, 0)
+                // A look-up that came late may have brought in (`adopt`) what the block held in a former life.
+                let former = cache.lookup(reference.address.value)
+                if !former.isNone { cache.release(former) }
                 cache.bind(slot, to: reference.address.value)
                 cache.setEvictable(slot, true)
             }

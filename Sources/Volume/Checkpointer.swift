@@ -13,6 +13,7 @@
 
 import Device
 import Format
+import Glibc
 import Journal
 import Memory
 import Space
@@ -104,8 +105,11 @@ extension Volume {
         next.historyBlocks = state.historyBlocks
         do throws(DeviceError) {
             try device.flush()
-            try Volume.writeSlot(next, slot: 1 - newestSlot, device)
         } catch { throw .device(error) }
+        // A commit whose flush failed meanwhile may have been told of an error in what this checkpoint wrote; the host tells it
+        // only once, and the flush above then means nothing (invariants 2 and 8).
+        if let why = lock.withLock({ failureText }) { throw .device(DeviceError(.flush, errno: EIO, why)) }
+        do throws(DeviceError) { try Volume.writeSlot(next, slot: 1 - newestSlot, device) } catch { throw .device(error) }
         return (next, state)
     }
 

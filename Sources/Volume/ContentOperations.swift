@@ -110,6 +110,7 @@ extension Volume {
         guard data.count <= 1 << 20 else { throw .invalid }
         guard offset <= Limit.fileSize - UInt64(data.count) else { throw .tooLarge }
         guard journal != nil else { throw .readOnly }
+        try finishTrim(inode)
         let plan = lock.withLock { () -> WritePlan in
             let plan = writePlans.popLast() ?? WritePlan()
             plan.reset()
@@ -128,6 +129,7 @@ extension Volume {
         try mutate(blocks: (data.count >> blockShift) + 8) { () throws(ViewError) in
             let item = try view.attributes(inode).item
             guard item.isRegular else { throw .refused(item.isDirectory ? .isDirectory : .invalid) }
+            try finishTrimNow(inode)
             dropEdges(plan)
             plan.runs.removeAll(keepingCapacity: true)
             plan.patches.removeAll(keepingCapacity: true)
@@ -355,11 +357,28 @@ extension Volume {
         _ inode: InodeNumber, to size: UInt64, killPrivileges: Bool, _ caller: Caller
     ) throws(OperationError) {
         guard size <= Limit.fileSize else { throw .tooLarge }
+        guard try cutOff(inode, at: size, killPrivileges: killPrivileges, caller) else { return }
+        do throws(OperationError) { try reclaim([inode.value]) } catch {
+            // The file has its new length; the rest can wait for room.
+            guard error == .noSpace else { throw error }
+            lock.withLock { reclaimable.append(inode.value) }
+        }
+    }
+
+    /// The record of a truncation. True when blocks beyond the new end are left to be freed.
+    func cutOff(
+        _ inode: InodeNumber, at size: UInt64, killPrivileges: Bool, _ caller: Caller
+    ) throws(OperationError) -> Bool {
         let zeros = lock.withLock { zeroPage }
-        let trim = try mutate(blocks: 4, deletes: true) { () throws(ViewError) -> Bool in
+        try finishTrim(inode)
+        return try mutate(blocks: 4, deletes: true) { () throws(ViewError) -> Bool in
             let item = try view.attributes(inode).item
             guard item.isRegular else { throw .refused(item.isDirectory ? .isDirectory : .invalid) }
+            try finishTrimNow(inode)
             let plan = WritePlan()
+            var done = false
+            // Something may have to be read, or refused, after a block was made whole.
+            defer { if !done { for slot in plan.slots { view.pages.cache.release(slot) } } }
             var extra: [(kind: Segment.Kind, fileBlock: UInt64, home: BlockNumber, blocks: Int)] = []
             var trim = false
             if size < item.length {
@@ -375,10 +394,13 @@ extension Volume {
                 .truncate, plan, inode, offset: size, length: 0, size: size,
                 mode: killPrivileges ? withoutPrivileges(item.mode, item) : item.mode, caller,
                 flags: trim ? RecordHeader.flagTrim : 0, extra: extra)
-            if trim { orphans.insert(inode.value) }
+            done = true
+            if trim {
+                orphans.insert(inode.value)
+                trimming.insert(inode.value)
+            }
             return trim
         }
-        if trim { try reclaim([inode.value]) }
     }
 
     /// Plans a hole from `floor` to the file's last block; false when that would free too many extents for one record.
@@ -413,6 +435,7 @@ extension Volume {
         guard mode & ~0x13 == 0, !(punch && zero), !punch || keepSize else { throw .notSupported }
         guard length > 0, offset <= Limit.fileSize else { throw .invalid }
         guard length <= Limit.fileSize - offset else { throw .tooLarge }
+        try finishTrim(inode)
         let step: UInt64 = 128 << 20
         var at = offset
         while at < offset + length {
@@ -432,6 +455,7 @@ extension Volume {
         try mutate(blocks: allocates ? Int(length >> UInt64(blockShift)) + 8 : 8, deletes: punch) { () throws(ViewError) in
             let item = try view.attributes(inode).item
             guard item.isRegular else { throw .refused(item.isDirectory ? .isDirectory : .notSupported) }
+            try finishTrimNow(inode)
             let plan = WritePlan()
             var extra: [(kind: Segment.Kind, fileBlock: UInt64, home: BlockNumber, blocks: Int)] = []
             var taken: [BlockRun] = []

@@ -104,23 +104,35 @@ extension Volume {
         }
     }
 
+    /// Frees what an earlier truncation left beyond the file's end, before the file grows over it.
+    func finishTrim(_ inode: InodeNumber) throws(OperationError) {
+        while lock.withLock({ trimming.contains(inode.value) }) { try reclaim([inode.value]) }
+    }
+
+    /// As `finishTrim`, within an operation, for the case that somebody cut the file off since.
+    func finishTrimNow(_ inode: InodeNumber) throws(ViewError) {
+        while trimming.contains(inode.value) { _ = try reclaimRecord([inode.value]) }
+    }
+
     /// One record for as many of `inodes` as its bounds allow. Returns how many of them are finished.
     private func reclaimRecord(_ inodes: ArraySlice<UInt64>) throws(ViewError) -> Int {
-        var entries: [(inode: InodeNumber, fromBlock: UInt64, outcome: ReclaimPayload.Outcome)] = []
+        var entries: [(inode: InodeNumber, fromBlock: UInt64, outcome: ReclaimPayload.Outcome, links: UInt32)] = []
         var budget = ReclaimPayload.maximumExtents
         var finished = 0
         for number in inodes.prefix(64) where budget > 0 {
             let inode = InodeNumber(number)
             guard orphans.contains(number), let item = try view.item(inode) else {
+                trimming.remove(number)
                 finished += 1
                 continue
             }
-            // Somebody holds it again (a look-up raced with the last forget); its next forget brings it back.
-            if item.links == 0 && references[number] != nil {
+            // Somebody holds it (still, or again: a look-up raced with the last forget); its next forget brings it back.
+            let goes = item.links == 0 && references[number] == nil
+            if item.links == 0 && !goes && !trimming.contains(number) {
                 finished += 1
                 continue
             }
-            let floor = item.links == 0 ? 0 : (item.length + UInt64(blockSize) - 1) >> UInt64(blockShift)
+            let floor = goes ? 0 : (item.length + UInt64(blockSize) - 1) >> UInt64(blockShift)
             var from = UInt64.max
             var complete = true
             while let extent = try view.lastExtent(inode, before: from), extent.end > floor {
@@ -133,7 +145,7 @@ extension Volume {
                 if from == floor { break }
             }
             if complete { from = floor }
-            entries.append((inode, from, complete ? (item.links == 0 ? .remove : .trimmed) : .partly))
+            entries.append((inode, from, complete ? (goes ? .remove : .trimmed) : .partly, item.links))
             guard complete else { break }
             finished += 1
         }
@@ -145,7 +157,10 @@ extension Volume {
                 ReclaimPayload.store(bytes, index, inode: entry.inode, fromBlock: entry.fromBlock, outcome: entry.outcome)
             }
         }
-        for entry in entries where entry.outcome != .partly { orphans.remove(entry.inode.value) }
+        for entry in entries where entry.outcome != .partly {
+            trimming.remove(entry.inode.value)
+            if entry.outcome == .remove || entry.links > 0 { orphans.remove(entry.inode.value) }
+        }
         return finished
     }
 

@@ -95,9 +95,11 @@ extension Volume {
             && sealed.isEmpty
     }
 
-    /// Brings in what an operation found missing, dropping the lock to read it; passes everything else on.
+    /// Brings in what an operation found missing, dropping the lock to read it; passes everything else on. If blocks were given up
+    /// meanwhile, what was read may have been written since for another purpose: then the operation just begins again.
     @inline(never) func supply(_ error: ViewError) throws(OperationError) {
         let buffer = AlignedBuffer(count: blockSize)
+        let releases = space?.releases
         switch error {
         case .tree(.missing(let reference, let level)):
             lock.unlock()
@@ -107,6 +109,7 @@ extension Volume {
                 outcome = nil
             } catch { outcome = error }
             lock.lock()
+            guard space?.releases == releases else { return }
             if let outcome { throw report(.tree(outcome)) }
             view.tree.adopt(reference, buffer.bytes)
         case .missingPage(let home, let crc, let inode, let fileBlock):
@@ -117,6 +120,7 @@ extension Volume {
                 outcome = nil
             } catch { outcome = error }
             lock.lock()
+            guard space?.releases == releases else { return }
             if let outcome { throw report(outcome) }
             view.pages.addClean(home: home, crc: crc, buffer.bytes)
         default:

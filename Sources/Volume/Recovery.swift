@@ -178,6 +178,7 @@ extension Volume {
             }
         } catch { throw error.operationError }
         orphans = Set(found)
+        trimming = orphans
         reclaimable = found
     }
 

@@ -49,6 +49,9 @@ public final class Volume: @unchecked Sendable {
     /// Inodes without names, and files being trimmed.
     var orphans: Set<UInt64> = []
     var reclaimable: [UInt64] = []
+    /// Files with extents beyond their end that are still to be freed, and perhaps others of `orphans`. A file may not grow before: what
+    /// was cut off would be read again.
+    var trimming: Set<UInt64> = []
 
     /// Frames sealed and not yet durable.
     var sealed: [SealedFrame] = []

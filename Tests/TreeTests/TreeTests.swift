@@ -111,4 +111,25 @@ private final class Bench {
         try bench.reopen()
         #expect(try bench.items().count == 20)
     }
+
+    /// A look-up that misses a node reads it without the lock. When somebody else has changed the node by then, its old block is brought
+    /// in for nothing; and that must not be in the way of the node that gets the block in its next life.
+    @Test func aNodeReadTooLateIsNotInTheWay() throws {
+        let bench = Bench()
+        try bench.tree.put(Key(.root, .inode), count: 8).set(u64: 1, at: 0)
+        try bench.reopen()
+        let tree = bench.tree
+        let old = tree.root
+        let buffer = AlignedBuffer(count: blockSize)
+        try tree.readMissing(old, level: 0, into: buffer.bytes)
+        try tree.put(Key(.root, .inode), count: 8).set(u64: 2, at: 0)
+        tree.adopt(old, buffer.bytes)
+        try bench.write()
+        // The old root's block has been given up and is used again.
+        try tree.put(Key(.root, .inode), count: 8).set(u64: 3, at: 0)
+        bench.nextBlock = old.address.value
+        try bench.write()
+        #expect(tree.root.address == old.address)
+        #expect(try tree.find(Key(.root, .inode))?.u64(at: 0) == 3)
+    }
 }
