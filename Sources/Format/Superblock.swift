@@ -158,5 +158,8 @@ public struct Superblock: Sendable, Equatable {
         cut = JournalPosition(page.slice(464, JournalPosition.size))
         guard page.slice(528, blockSize - 528).isZero else { throw fail("reserved bytes are not zero") }
         guard horizon <= checkpoint.sequence else { throw fail("horizon after its checkpoint") }
+        guard generation < Limit.count, epoch < Limit.count, cut.serial < Limit.count, spaceLevel <= NodeLayout.plausibleLevel,
+            slot == 2 || checkpoint.isPlausible
+        else { throw fail("impossible numbers") }
     }
 }

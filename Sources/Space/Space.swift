@@ -108,7 +108,7 @@ public final class Space: @unchecked Sendable {
             // The list's own blocks are given up by the next checkpoint.
             space.superseded = list.blocks.map { BlockRun(start: $0, count: 1) }
         } catch { throw Failure(error) }
-        space.historyBlocks = superblock.historyBlocks
+        space.historyBlocks = min(superblock.historyBlocks, superblock.blockCount)
         return space
     }
 
@@ -123,18 +123,22 @@ public final class Space: @unchecked Sendable {
 
     /// The newest retained checkpoint at or before `sequence`.
     public func checkpoint(atOrBefore sequence: SequenceNumber) throws(Failure) -> CheckpointItem? {
+        let item: CheckpointItem
         do throws(TreeError) {
             guard let found = try tree.previous(Key(.checkpoint, sequence.value)),
                 found.key.high == UInt64(SpaceItemType.checkpoint.rawValue), found.value.count == CheckpointItem.size
             else { return nil }
-            return CheckpointItem(found.value)
+            item = CheckpointItem(found.value)
         } catch { throw Failure(error) }
+        guard item.isPlausible else { throw .damaged("checkpoint \(item.sequence): impossible numbers") }
+        return item
     }
 
     /// All retained checkpoints, oldest first.
     public func checkpoints() throws(Failure) -> [CheckpointItem] {
         var items: [CheckpointItem] = []
         try each(.checkpoint) { _, value in if value.count == CheckpointItem.size { items.append(CheckpointItem(value)) } }
+        for item in items where !item.isPlausible { throw .damaged("checkpoint \(item.sequence): impossible numbers") }
         return items
     }
 

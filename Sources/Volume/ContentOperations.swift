@@ -84,7 +84,7 @@ extension Volume {
         let item = try view.attributes(inode).item
         let time = now()
         guard item.accessed <= item.modified || item.accessed <= item.changed
-            || time.nanoseconds - item.accessed.nanoseconds > 86_400_000_000_000
+            || time.nanoseconds &- item.accessed.nanoseconds > 86_400_000_000_000
         else { return }
         // Never worth waiting for.
         guard view.tree.dirtyCount < 2 * limits.dirtyNodes, sealed.count <= 4, !spareChunks.isEmpty,
