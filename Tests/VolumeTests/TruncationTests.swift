@@ -105,6 +105,22 @@ import Testing
         volume.abandon()
     }
 
+    /// What was set aside and not written counts as a hole (lseek(2)), and what was written before it does not.
+    @Test func holesBeginWhereDataEnds() throws {
+        let volume = try openVolume(try makeDisk())
+        let inode = try volume.make("f")
+        try volume.fallocate(inode, mode: 0, offset: 0, length: 65536, testCaller)
+        try volume.write("f", pattern(8192, 1))
+        try volume.write("f", pattern(4096, 1), at: 20480)
+        func seek(_ offset: UInt64, _ target: SeekTarget) throws -> UInt64 { try volume.seek(inode, from: offset, to: target) }
+        for (from, hole, data) in [(0, 8192, 0), (5000, 8192, 5000), (8192, 8192, 20480), (9000, 9000, 20480), (20480, 24576, 20480)] as [(UInt64, UInt64, UInt64)] {
+            #expect(try seek(from, .hole) == hole, "from \(from)")
+            #expect(try seek(from, .data) == data, "from \(from)")
+        }
+        #expect(throws: OperationError.noSuchOffset) { try seek(24576, .data) }
+        try volume.close()
+    }
+
     /// Cutting a file off within a block, with the tree not in memory, begins several times over; nothing stays behind of that.
     @Test func startingOverLosesNoPages() throws {
         let disk = try makeDisk()
