@@ -170,6 +170,8 @@ public struct ChunkHeader: Sendable, Equatable {
         successor = BlockNumber(page.u64(at: 24))
         position = JournalPosition(page.slice(32, JournalPosition.size))
         cut = JournalPosition(page.slice(96, JournalPosition.size))
-        guard position.chunk == address, position.block == 1 else { return nil }
+        guard position.chunk == address, position.block == 1, position.serial < Limit.count, position.epoch < Limit.count,
+            position.next.value < Limit.count
+        else { return nil }
     }
 }

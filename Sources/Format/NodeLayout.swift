@@ -21,6 +21,8 @@ public enum NodeLayout {
     public static let longestValue = 1300
     /// More levels than 2^64 items could need.
     public static let maximumLevel: UInt8 = 24
+    /// More than any tree has that was not made to trap: what is left to `maximumLevel` cannot be filled.
+    public static let plausibleLevel: UInt8 = 16
 
     public enum Kind: UInt8, Sendable {
         case main = 1

@@ -48,6 +48,8 @@ public enum Limit {
     public static let fileSize: UInt64 = (1 << 63) - 4096
     /// Inode numbers share a 64-bit key word with the item type.
     public static let inode: UInt64 = 1 << 56
+    /// Sequences, epochs, serials and generations found on disk are below this, so that they can be counted on for ever.
+    public static let count: UInt64 = 1 << 62
 }
 
 /// What a structure on disk must be and was not. Never a trap: every byte read from the device may be hostile.

@@ -244,7 +244,9 @@ public struct RenamePayload: Sendable {
         flags = bytes.u32(at: 56)
         let length = Int(bytes.u16(at: 60))
         let newLength = Int(bytes.u16(at: 62))
-        guard validName(length), validName(newLength), bytes.count >= Self.fixed + length + newLength else { return nil }
+        guard validName(length), validName(newLength), bytes.count >= Self.fixed + length + newLength,
+            whiteoutInode.value < Limit.inode
+        else { return nil }
         name = bytes.slice(Self.fixed, length)
         newName = bytes.slice(Self.fixed + length, newLength)
     }
@@ -339,7 +341,7 @@ public struct XattrPayload: Sendable {
         let nameLength = Int(bytes.u16(at: 24))
         let valueLength = Int(bytes.u32(at: 28))
         guard validName(nameLength), valueLength <= Limit.xattrValue,
-            bytes.count >= Self.fixed + nameLength + valueLength,
+            bytes.count >= Self.fixed + nameLength + valueLength, pieces.value < Limit.inode,
             (pieces == .none) == (valueLength <= XattrItem.inlineValue)
         else { return nil }
         name = bytes.slice(Self.fixed, nameLength)

@@ -183,6 +183,13 @@ public struct CheckpointItem: Sendable, Equatable {
         deadBlocks = 0
     }
 
+    /// Whether numbers may be counted on from here without overflowing, and agree with each other as far as can be seen here.
+    public var isPlausible: Bool {
+        sequence.value < Limit.count && journal.next.value == sequence.value + 1 && journal.serial < Limit.count
+            && journal.epoch < Limit.count && rootLevel <= NodeLayout.plausibleLevel && nextInode <= Limit.inode
+            && inodes <= Limit.inode && deadBlocks < Limit.count
+    }
+
     public init(_ bytes: RawBytes) {
         sequence = SequenceNumber(bytes.u64(at: 0))
         time = Timestamp(nanoseconds: bytes.i64(at: 8))

@@ -161,5 +161,8 @@ public struct Superblock: Sendable, Equatable {
         guard checkpoint.isPossible, spaceRoot.isPossible, spaceLevel <= NodeLayout.maximumLevel else {
             throw fail("a root lies beyond any image")
         }
+        guard generation < Limit.count, epoch < Limit.count, cut.serial < Limit.count, spaceLevel <= NodeLayout.plausibleLevel,
+            slot == 2 || checkpoint.isPlausible
+        else { throw fail("impossible numbers") }
     }
 }

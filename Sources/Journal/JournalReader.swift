@@ -117,7 +117,7 @@ public final class JournalReader {
         guard position.block >= 1, position.block <= chunkBlocks else {
             throw .damaged("journal position \(position.block) lies outside of its chunk")
         }
-        guard let header = try Self.readHeader(device, id, position.chunk), header.position.serial == position.serial else {
+        guard let header = try Self.readHeader(device, id, position.chunk, chunkBlocks), header.position.serial == position.serial else {
             throw .damaged("journal chunk \(position.serial) at \(position.chunk): its header is missing or damaged")
         }
         successor = header.successor
@@ -125,9 +125,9 @@ public final class JournalReader {
     }
 
     static func readHeader(
-        _ device: any BlockDevice, _ id: FilesystemID, _ chunk: BlockNumber
+        _ device: any BlockDevice, _ id: FilesystemID, _ chunk: BlockNumber, _ chunkBlocks: UInt32
     ) throws(JournalError) -> ChunkHeader? {
-        guard chunk.value > 0, chunk.value < device.blockCount else { return nil }
+        guard chunk.value > 0, chunk.value < device.blockCount, device.blockCount - chunk.value >= UInt64(chunkBlocks) else { return nil }
         let buffer = AlignedBuffer(count: blockSize)
         do throws(DeviceError) { try device.read(chunk, into: buffer.bytes) } catch { throw .device(error) }
         return ChunkHeader(buffer.bytes, at: chunk, id: id)
@@ -214,13 +214,13 @@ public final class JournalReader {
             chunkCut = cut
         }
         if let cut { take(cut) }
-        if let header = try Self.readHeader(device, id, successor), header.position.serial == position.serial + 1,
+        if let header = try Self.readHeader(device, id, successor, chunkBlocks), header.position.serial == position.serial + 1,
             header.position.epoch > position.epoch
         { take(header.cut) }
     }
 
     private func enterSuccessor() throws(JournalError) -> Bool {
-        guard let header = try Self.readHeader(device, id, successor), header.position.serial == position.serial + 1 else {
+        guard let header = try Self.readHeader(device, id, successor, chunkBlocks), header.position.serial == position.serial + 1 else {
             return false
         }
         let next = header.position
@@ -272,7 +272,7 @@ public final class JournalReader {
             }
             block += 1
         }
-        if let header = try Self.readHeader(device, id, successor), header.position.serial == position.serial + 1,
+        if let header = try Self.readHeader(device, id, successor, chunkBlocks), header.position.serial == position.serial + 1,
             header.position.epoch == position.epoch, header.position.nonce == position.nonce,
             header.position.next > position.next
         { return successor }

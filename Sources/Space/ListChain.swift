@@ -76,6 +76,7 @@ public enum ListChain {
         let blocks = try read(head, crc: crc, itemSize: runSize, magic: magicPending, id: id, device: device) { item in
             runs.append(BlockRun(start: BlockNumber(item.u64(at: 0)), count: item.u64(at: 8)))
         }
+        try check(runs, head, device)
         return (runs, blocks)
     }
 
@@ -86,6 +87,15 @@ public enum ListChain {
         let blocks = try read(head, crc: crc, itemSize: DeadEntry.size, magic: magicDeadList, id: id, device: device) { item in
             entries.append(DeadEntry(item))
         }
+        try check(entries.lazy.map { BlockRun(start: $0.start, count: UInt64($0.count)) }, head, device)
         return (entries, blocks)
+    }
+
+    private static func check(
+        _ runs: some Sequence<BlockRun>, _ head: BlockNumber, _ device: any BlockDevice
+    ) throws(ListError) {
+        for run in runs where run.count == 0 || run.count > device.blockCount || run.start.value > device.blockCount - run.count {
+            throw .damaged(FormatError("list at \(head): \(run.count) blocks from \(run.start) lie outside of the image"))
+        }
     }
 }

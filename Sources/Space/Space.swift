@@ -108,7 +108,7 @@ public final class Space: @unchecked Sendable {
             // The list's own blocks are given up by the next checkpoint.
             space.superseded = list.blocks.map { BlockRun(start: $0, count: 1) }
         } catch { throw Failure(error) }
-        space.historyBlocks = superblock.historyBlocks
+        space.historyBlocks = min(superblock.historyBlocks, superblock.blockCount)
         return space
     }
 
@@ -132,7 +132,7 @@ public final class Space: @unchecked Sendable {
     private func decode(_ sequence: UInt64, _ value: RawBytes) throws(Failure) -> CheckpointItem {
         guard value.count == CheckpointItem.size else { throw .damaged("checkpoint \(sequence): item of \(value.count) bytes") }
         let item = CheckpointItem(value)
-        guard item.isPossible, item.sequence.value == sequence else { throw .damaged("checkpoint \(sequence): malformed") }
+        guard item.isPossible, item.isPlausible, item.sequence.value == sequence else { throw .damaged("checkpoint \(sequence): malformed") }
         return item
     }
 

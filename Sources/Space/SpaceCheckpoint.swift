@@ -88,7 +88,7 @@ extension Space {
         // keep what the first knew to have died in its interval (invariant 9).
         let replaced = try checkpointItem(item.sequence)
         try writeDeadList(&item, replaced, deadNodes, &frozen, lock: lock)
-        let newlyDead = item.deadBlocks - (replaced?.deadBlocks ?? 0)
+        let newlyDead = item.deadBlocks - min(item.deadBlocks, replaced?.deadBlocks ?? 0)
         try put(Key(.checkpoint, item.sequence.value), CheckpointItem.size) { item.store($0) }
         for (serial, chunk) in frozen.chunks { try put(Key(.chunk, serial), ChunkItem.size) { chunk.store($0) } }
         for run in pending {

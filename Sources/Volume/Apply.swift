@@ -46,6 +46,9 @@ extension View {
         .damaged("record \(header.sequence) (\(header.type.name)) does not fit: \(what)")
     }
 
+    /// An item in a node that its key does not lead to.
+    private func misplaced(_ key: Key) -> ViewError { .damaged("item \(key) lies in the wrong node") }
+
     // MARK: inodes in place (offsets: Format/Items.swift, InodeItem)
 
     @inline(__always) private func updateInode(
@@ -117,7 +120,7 @@ extension View {
         try putInode(make.inode, item)
         try putPieces(make.inode, make.target)
         nextInode = max(nextInode, make.inode.value + 1)
-        inodes += 1
+        inodes &+= 1
     }
 
     private func putPieces(_ owner: InodeNumber, _ bytes: RawBytes) throws(ViewError) {
@@ -130,7 +133,9 @@ extension View {
     }
 
     private func removePieces(_ owner: InodeNumber) throws(ViewError) {
-        while let found = try next(Key(owner, .piece)), found.key.isOf(owner, .piece) { try remove(found.key) }
+        while let found = try next(Key(owner, .piece)), found.key.isOf(owner, .piece) {
+            guard try remove(found.key) else { throw misplaced(found.key) }
+        }
     }
 
     private func applyLink(_ link: NamePayload, _ header: RecordHeader) throws(ViewError) {
@@ -221,7 +226,7 @@ extension View {
                 rename.parent, rename.entry, rename.whiteoutInode, kind: FileKind.characterDevice.rawValue, rename.name, header)
             try touchDirectory(rename.parent, header, entries: 1, links: 0)
             nextInode = max(nextInode, rename.whiteoutInode.value + 1)
-            inodes += 1
+            inodes &+= 1
         }
     }
 
@@ -379,10 +384,12 @@ extension View {
                 guard !slot.isNone, pages.isOpen(slot) else { throw mismatch(header, "\(home) cannot be patched in place") }
             } else {
                 let base = try block(home, crc: crc, inode, segment.fileBlock)
+                guard pages.mayTake(segment.home) else { throw mismatch(header, "\(segment.home) is in use") }
                 slot = pages.addUnposted(home: segment.home)
                 pages.cache.page(slot).copy(base)
             }
         } else {
+            guard pages.mayTake(segment.home) else { throw mismatch(header, "\(segment.home) is in use") }
             slot = pages.addUnposted(home: segment.home)
             pages.cache.page(slot).zero()
         }
@@ -467,7 +474,7 @@ extension View {
         if item.xattrs > 0 {
             while let found = try next(Key(inode, .xattr)), found.key.isOf(inode, .xattr) {
                 let pieces = XattrItem(found.value)?.pieces ?? .none
-                try remove(found.key)
+                guard try remove(found.key) else { throw misplaced(found.key) }
                 if pieces != .none { try removePieces(pieces) }
             }
         }

@@ -83,6 +83,7 @@ extension Volume {
             if old == nil && replace { throw .refused(.noAttribute) }
             let entry: UInt64
             if let old { entry = old.offset } else { entry = try view.freeOffset(inode, .xattr, name) }
+            guard view.nextInode < Limit.inode else { throw .refused(.noSpace) }
             // A large value is held in pieces under a number of its own, so that replacing it cannot mix the two.
             let pieces = value.count > XattrItem.inlineValue ? InodeNumber(view.nextInode) : .none
             try perform(

@@ -170,8 +170,10 @@ extension View {
             let isData = !extent.item.isUnwritten
             switch target {
             case .data where isData: return max(start, offset)
-            case .hole where !isData: return max(start, offset) < item.length ? max(offset, min(start, offset)) : item.length
-            case .hole where start > max(offset, block << UInt64(blockShift)): return max(offset, block << UInt64(blockShift))
+            case .hole:
+                // All was data up to here; the hole is a gap before this extent, or one that nothing was written to.
+                let here = max(offset, block << UInt64(blockShift))
+                if !isData || start > here { return here }
             default: break
             }
             block = extent.end

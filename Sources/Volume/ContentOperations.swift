@@ -84,7 +84,7 @@ extension Volume {
         let item = try view.attributes(inode).item
         let time = now()
         guard item.accessed <= item.modified || item.accessed <= item.changed
-            || time.nanoseconds - item.accessed.nanoseconds > 86_400_000_000_000
+            || time.nanoseconds &- item.accessed.nanoseconds > 86_400_000_000_000
         else { return }
         // Never worth waiting for.
         guard view.tree.dirtyCount < 2 * limits.dirtyNodes, sealed.count <= 4, !spareChunks.isEmpty,
@@ -436,23 +436,31 @@ extension Volume {
         guard length > 0, offset <= Limit.fileSize else { throw .invalid }
         guard length <= Limit.fileSize - offset else { throw .tooLarge }
         try finishTrim(inode)
-        let step: UInt64 = 128 << 20
+        var step: UInt64 = 128 << 20
         var at = offset
         while at < offset + length {
             let count = min(offset + length - at, step - at % step)
-            try fallocateStep(inode, mode: mode, at, count, grow: !keepSize, punch: punch, zero: zero, caller)
+            guard try fallocateStep(inode, mode: mode, at, count, grow: !keepSize, punch: punch, zero: zero, caller) else {
+                step /= 2
+                continue
+            }
             at += count
         }
     }
 
+    /// Segments of one fallocate record, at most (invariant 12).
+    private static let maximumSegments = 512
+
+    /// One record for a range; false, and nothing done, when the file or the free space there is too scattered for that.
     private func fallocateStep(
         _ inode: InodeNumber, mode: Int32, _ offset: UInt64, _ length: UInt64, grow: Bool, punch: Bool, zero: Bool,
         _ caller: Caller
-    ) throws(OperationError) {
+    ) throws(OperationError) -> Bool {
         let zeros = lock.withLock { zeroPage }
         let end = offset + length
         let allocates = !punch
-        try mutate(blocks: allocates ? Int(length >> UInt64(blockShift)) + 8 : 8, deletes: punch) { () throws(ViewError) in
+        return try mutate(blocks: allocates ? Int(length >> UInt64(blockShift)) + 8 : 8, deletes: punch) {
+            () throws(ViewError) -> Bool in
             let item = try view.attributes(inode).item
             guard item.isRegular else { throw .refused(item.isDirectory ? .isDirectory : .notSupported) }
             try finishTrimNow(inode)
@@ -476,15 +484,20 @@ extension Volume {
             }
             let first = punch || zero ? (offset + mask) >> UInt64(blockShift) : offset >> UInt64(blockShift)
             let last = punch || zero ? end >> UInt64(blockShift) : (end + mask) >> UInt64(blockShift)
+            func tooScattered() -> Bool {
+                giveBack(plan)
+                for run in taken { try? space!.map.release(run) }
+                return false
+            }
             do throws(ViewError) {
                 try placeRuns(plan, inode)
                 var at = first
                 while at < last {
-                    guard extra.count < 512 else { throw .refused(.noSpace) }
+                    guard extra.count < Self.maximumSegments else { return tooScattered() }
                     let found = try view.extent(inode, from: at)
                     let next = min(last, max(at, found?.extent.fileBlock ?? last))
                     if allocates && next > at {
-                        try setAside(&extra, &taken, from: at, to: next)
+                        guard try setAside(&extra, &taken, from: at, to: next) else { return tooScattered() }
                     }
                     guard let (extent, _) = found, extent.fileBlock < last else { break }
                     let from = max(at, extent.fileBlock)
@@ -492,14 +505,15 @@ extension Volume {
                     if punch {
                         extra.append((.hole, from, BlockNumber(0), Int(to - from)))
                     } else if zero && !extent.item.isUnwritten {
-                        try setAside(&extra, &taken, from: from, to: to)
+                        guard try setAside(&extra, &taken, from: from, to: to) else { return tooScattered() }
                     }
                     at = to
                 }
-                guard !extra.isEmpty || !plan.patches.isEmpty || size != item.length else { return }
+                guard !extra.isEmpty || !plan.patches.isEmpty || size != item.length else { return true }
                 try performContent(
                     .fallocate, plan, inode, offset: offset, length: length, size: size,
                     mode: withoutPrivileges(item.mode, item), caller, fallocateMode: UInt32(bitPattern: mode), extra: extra)
+                return true
             } catch {
                 if failureText == nil {
                     giveBack(plan)
@@ -523,17 +537,20 @@ extension Volume {
                 fileBlock: block, home: open ? home : BlockNumber(0), offset: offset, bytes: bytes, isNew: !open))
     }
 
+    /// False when the free space is too scattered for one record.
     private func setAside(
         _ extra: inout [(kind: Segment.Kind, fileBlock: UInt64, home: BlockNumber, blocks: Int)], _ taken: inout [BlockRun],
         from: UInt64, to: UInt64
-    ) throws(ViewError) {
+    ) throws(ViewError) -> Bool {
         var at = from
         while at < to {
+            guard extra.count < Self.maximumSegments else { return false }
             let run = try takeData(to - at)
             taken.append(run)
             extra.append((.unwritten, at, run.start, Int(run.count)))
             at += run.count
         }
+        return true
     }
 
     // MARK: copying

@@ -63,6 +63,12 @@ public final class DataPages: @unchecked Sendable {
         cache.setEvictable(slot, true)
     }
 
+    /// Whether nothing is to be written to the block any more. Only a record that is not ours can ask for such a block.
+    public func mayTake(_ home: BlockNumber) -> Bool {
+        let slot = cache.lookup(home.value)
+        return slot.isNone || flags(slot) == 0
+    }
+
     /// A clean page left from a former life of `home` goes.
     private func forget(_ home: BlockNumber) {
         let old = cache.lookup(home.value)

@@ -214,6 +214,7 @@ extension Volume {
             if item.isDirectory && parent != newParent && newDirectory.links >= Limit.links { throw .refused(.tooManyLinks) }
             let newEntry: UInt64
             if let target { newEntry = target.offset } else { newEntry = try view.freeOffset(newParent, .entry, newName) }
+            guard view.nextInode < Limit.inode else { throw .refused(.noSpace) }
             let whiteout = flags & RenameFlags.whiteout != 0 ? InodeNumber(view.nextInode) : .none
             try perform(
                 .rename, payload: RenamePayload.fixed + name.count + newName.count, caller, time: now()

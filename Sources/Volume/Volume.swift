@@ -146,7 +146,7 @@ public final class Volume: @unchecked Sendable {
                 result.free = result.blocks - min(result.blocks, view.dataBlocks)
                 result.available = 0
             }
-            result.inodes = view.inodes + result.free
+            result.inodes = view.inodes &+ result.free
             result.freeInodes = result.free
             return result
         }

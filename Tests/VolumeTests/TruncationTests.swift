@@ -3,6 +3,7 @@
 
 import Device
 import Format
+import Space
 import TestSupport
 import Testing
 
@@ -69,6 +70,55 @@ import Testing
             #expect(volume.orphans.isEmpty && volume.trimming.isEmpty)
             try volume.close()
         }
+    }
+
+    /// A file, or free space, in more pieces than one record may name: the range is done in several.
+    @Test func fallocateOfScatteredFilesAndSpace() throws {
+        let disk = try makeDisk()
+        let volume = try openVolume(disk)
+        let inode = try volume.make("f")
+        let length: UInt64 = 3000 * 8192
+        for block in 0..<3000 { try volume.write("f", [UInt8](repeating: 9, count: 4096), at: UInt64(block) * 8192) }
+        try volume.fallocate(inode, mode: 0x10, offset: 100, length: length / 2, testCaller)
+        try volume.fallocate(inode, mode: 3, offset: 100 + length / 2, length: length, testCaller)
+        let found = try volume.contents("f")
+        #expect(found[..<100] == [UInt8](repeating: 9, count: 100)[...] && found[100...].allSatisfy { $0 == 0 })
+        #expect(found.count == 2999 * 8192 + 4096)
+        // Free space of which every second block is taken.
+        let runs = volume.lock.withLock { () -> [BlockRun] in
+            let map = volume.space!.map
+            var runs: [BlockRun] = []
+            while map.free > volume.limits.reserve + 4000, let run = map.allocate(.data, wanted: 1024) { runs.append(run) }
+            var free = 0
+            for run in runs.reversed() where free < 2500 {
+                for block in stride(from: run.start.value, to: run.end, by: 2) {
+                    try! map.release(BlockRun(start: BlockNumber(block), count: 1))
+                    free += 1
+                }
+            }
+            return runs
+        }
+        #expect(!runs.isEmpty)
+        let other = try volume.make("g")
+        try volume.fallocate(other, mode: 0, offset: 0, length: 6000 * 4096, testCaller)
+        #expect(try volume.attributes(other).item.blocks == 6000)
+        volume.abandon()
+    }
+
+    /// What was set aside and not written counts as a hole (lseek(2)), and what was written before it does not.
+    @Test func holesBeginWhereDataEnds() throws {
+        let volume = try openVolume(try makeDisk())
+        let inode = try volume.make("f")
+        try volume.fallocate(inode, mode: 0, offset: 0, length: 65536, testCaller)
+        try volume.write("f", pattern(8192, 1))
+        try volume.write("f", pattern(4096, 1), at: 20480)
+        func seek(_ offset: UInt64, _ target: SeekTarget) throws -> UInt64 { try volume.seek(inode, from: offset, to: target) }
+        for (from, hole, data) in [(0, 8192, 0), (5000, 8192, 5000), (8192, 8192, 20480), (9000, 9000, 20480), (20480, 24576, 20480)] as [(UInt64, UInt64, UInt64)] {
+            #expect(try seek(from, .hole) == hole, "from \(from)")
+            #expect(try seek(from, .data) == data, "from \(from)")
+        }
+        #expect(throws: OperationError.noSuchOffset) { try seek(24576, .data) }
+        try volume.close()
     }
 
     /// Cutting a file off within a block, with the tree not in memory, begins several times over; nothing stays behind of that.
