@@ -168,12 +168,7 @@ private final class FormatTarget {
         if let mount = MountedFilesystem.all().last(where: { $0.source == path }) {
             throw CommandError("\(path) is in use: mounted on \(mount.mountpoint)")
         }
-        if let loop = ProcessFiles.names("/sys/block").first(where: { loop in
-            guard let file = ProcessFiles.contents("/sys/block/\(loop)/loop/backing_file") else { return false }
-            return String(decoding: file, as: UTF8.self) == path + "\n"
-        }) {
-            throw CommandError("\(path) is in use: it is behind /dev/\(loop)")
-        }
+        if let loop = LoopDevices.over(path) { throw CommandError("\(path) is in use: it is behind \(loop)") }
         guard isBlockDevice else { return }
         claim = open(path, O_RDWR | O_EXCL | O_CLOEXEC)
         guard claim >= 0 else {
