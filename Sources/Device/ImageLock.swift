@@ -89,6 +89,23 @@ public final class ImageLock: @unchecked Sendable {
         throw LockError(reason: .inUse, description: "\(path) is in use" + holder(of: path))
     }
 
+    /// umount(8) returns before the daemon has written its clean checkpoint: a daemon that has no mount to show any more is waited
+    /// for, for some seconds. A holder that cannot be found has mostly just gone.
+    public static func afterUnmount(path: String, _ acquire: () throws(LockError) -> ImageLock) throws(LockError) -> ImageLock {
+        let real = ProcessFiles.resolved(path) ?? path
+        var attempts = 0
+        while true {
+            do throws(LockError) { return try acquire() } catch {
+                attempts += 1
+                let process = lockingProcess(real)
+                guard error.reason == .inUse, attempts < (process == nil ? 50 : 500), process.map({ $0.command == "daybook" }) ?? true,
+                    LoopDevices.over(real) == nil, !MountedFilesystem.all().contains(where: { $0.isDaybook && $0.source == real })
+                else { throw error }
+                usleep(20_000)
+            }
+        }
+    }
+
     /// Takes the bytes of all sequences before `horizon`; false when a reader holds one of them (or locking fails). Only grows.
     public func extendHorizon(to horizon: SequenceNumber) -> Bool {
         precondition(start == Self.writerByte, "a reader has no horizon")

@@ -144,9 +144,11 @@ private final class FsckSession {
             throw CommandError(error.description)
         }
         do throws(LockError) {
-            lock = command.changeNothing
-                ? try ImageLock.excludeWriters(descriptor: file.descriptor, path: path)
-                : try ImageLock.acquireWriter(descriptor: file.descriptor, path: path)
+            lock = try ImageLock.afterUnmount(path: path) { [file, path] () throws(LockError) in
+                command.changeNothing
+                    ? try ImageLock.excludeWriters(descriptor: file.descriptor, path: path)
+                    : try ImageLock.acquireWriter(descriptor: file.descriptor, path: path)
+            }
         } catch { throw CommandError(error.description) }
         bar = ProgressLine(command.progress, path)
     }

@@ -124,9 +124,11 @@ private final class FormatTarget {
         // The lock belongs to this descriptor's open file, so the one that is formatted through has to be opened again below.
         let guardian = try openTarget()
         let lock: ImageLock
-        do throws(LockError) { lock = try ImageLock.acquireWriter(descriptor: guardian.descriptor, path: path) } catch {
-            throw CommandError(error.description)
-        }
+        do throws(LockError) {
+            lock = try ImageLock.afterUnmount(path: path) { () throws(LockError) in
+                try ImageLock.acquireWriter(descriptor: guardian.descriptor, path: path)
+            }
+        } catch { throw CommandError(error.description) }
         try checkUse()
         guard lock.excludeReaders() else { throw CommandError("\(path) is in use: another process is reading it") }
         if !created && !force { try checkContents(guardian) }
