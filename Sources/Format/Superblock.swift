@@ -158,6 +158,25 @@ public struct Superblock: Sendable, Equatable {
         cut = JournalPosition(page.slice(464, JournalPosition.size))
         guard page.slice(528, blockSize - 528).isZero else { throw fail("reserved bytes are not zero") }
         guard horizon <= checkpoint.sequence else { throw fail("horizon after its checkpoint") }
+        // The identity copy has no state.
+        guard slot < Self.slots.count else { return }
+        guard Self.isPossible(counters: [generation, epoch, checkpoint.sequence.value] + [checkpoint.journal, cut].flatMap {
+            [$0.epoch, $0.serial, $0.next.value]
+        }), epoch > 0, cut.epoch == 0 || cut.next.value > 0 else { throw fail("impossible counters") }
+        guard checkpoint.nextInode <= 1 << 56, checkpoint.inodes <= 1 << 56, checkpoint.dataBlocks <= blockCount,
+            historyBlocks <= blockCount
+        else { throw fail("impossible totals") }
+        guard isPlace(checkpoint.root.address), isPlace(spaceRoot.address), isPlace(checkpoint.journal.chunk),
+            pendingList.value == 0 || isPlace(pendingList), checkpoint.deadList.value == 0 || isPlace(checkpoint.deadList)
+        else { throw fail("names blocks outside of the filesystem") }
+    }
+
+    /// No counter comes near this bound; so one may be added to whatever was read.
+    private static func isPossible(counters: [UInt64]) -> Bool { counters.allSatisfy { $0 < 1 << 62 } }
+
+    /// Whether a block may be one that was given out.
+    private func isPlace(_ block: BlockNumber) -> Bool {
+        block.value >= Self.reservedBlocks && block.value < blockCount
         guard checkpoint.isPossible, spaceRoot.isPossible, spaceLevel <= NodeLayout.maximumLevel else {
             throw fail("a root lies beyond any image")
         }
