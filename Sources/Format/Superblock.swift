@@ -117,15 +117,21 @@ public struct Superblock: Sendable, Equatable {
 
     /// Decodes a slot, or the identity copy in the last block (slot 2).
     public init(_ page: RawBytes, slot: Int) throws(FormatError) {
-        func fail(_ what: String) -> FormatError { FormatError("superblock slot \(slot): \(what)") }
+        func fail(_ what: String, isUnknown: Bool = false) -> FormatError {
+            FormatError("superblock slot \(slot): \(what)", isUnknown: isUnknown)
+        }
         guard Self.looksLikeOne(page) else { throw fail("no Daybook superblock") }
         let sum = page.crc32c(skipping: Self.crc)
         guard sum == page.u32(at: Self.crc) else {
             throw fail("checksum \(hex(sum)), stored \(hex(page.u32(at: Self.crc)))")
         }
-        guard page.u32(at: 8) == Self.version else { throw fail("format version \(page.u32(at: 8)) is not known") }
+        guard page.u32(at: 8) == Self.version else {
+            throw fail("format version \(page.u32(at: 8)) is not known", isUnknown: true)
+        }
         incompatible = page.u64(at: 32)
-        guard incompatible & ~Self.knownIncompatible == 0 else { throw fail("unknown features \(hex(incompatible))") }
+        guard incompatible & ~Self.knownIncompatible == 0 else {
+            throw fail("unknown features \(hex(incompatible))", isUnknown: true)
+        }
         guard page.u32(at: 140) == UInt32(slot) else { throw fail("belongs to slot \(page.u32(at: 140))") }
         guard page.u32(at: 128) == UInt32(blockSize), page.u32(at: 136) == UInt32(Region.blocks) else {
             throw fail("unknown block or region size")
