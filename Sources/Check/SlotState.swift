@@ -21,14 +21,19 @@ public struct SlotState: Sendable {
         var slots: [Superblock?] = [nil, nil]
         var reasons: [String] = []
         var looksLikeOne = false
+        var unknown: FormatError?
         for (slot, block) in Superblock.slots.enumerated() {
             do throws(DeviceError) {
                 try device.read(block, into: buffer.bytes)
                 looksLikeOne = looksLikeOne || Superblock.looksLikeOne(buffer.bytes)
                 do throws(FormatError) { slots[slot] = try Superblock(buffer.bytes, slot: slot) } catch {
+                    if error.isUnknown { unknown = error }
                     reasons.append(error.description)
                 }
             } catch { reasons.append(error.description) }
+        }
+        if let unknown {
+            throw .unusable("\(device.name): \(unknown); this needs another version of Daybook", isDaybook: false)
         }
         var best: Int?
         for slot in 0...1 where slots[slot] != nil {

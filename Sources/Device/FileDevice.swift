@@ -61,6 +61,10 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     }
 
     public func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
+        // A block number may come from the image itself; its offset has to be one.
+        guard block.value < blockCount else {
+            throw DeviceError(.read, errno: EIO, "\(name): reading \(block): end of the image")
+        }
         var done = 0
         while done < bytes.count {
             let count = pread(descriptor, bytes.pointer + done, bytes.count - done, off_t(block.value) << 12 + off_t(done))

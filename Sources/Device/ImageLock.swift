@@ -10,6 +10,9 @@
 // (K3) The writer holds [2^62, 2^62 + horizon), exclusively, and takes the bytes up to a new horizon before it acts on it:
 //      where a reader is in the way, history stays.
 //
+// (K4) A file and a loop device that shows it are the same image, but locked apart. A file behind a loop device has no writer;
+//      the device has none while the file has.
+//
 // The bytes lie behind the largest possible image (2^60 bytes). A block device is locked by the inode of its node.
 
 public import Format
@@ -52,9 +55,30 @@ public final class ImageLock: @unchecked Sendable {
     /// the holder.
     public static func acquireWriter(descriptor: Int32, path: String) throws(LockError) -> ImageLock {
         let error = daybook_ofd_lock(descriptor, Int32(F_WRLCK), writerByte, 1)
-        guard error != 0 else { return ImageLock(descriptor: descriptor, start: writerByte, length: 0) }
+        guard error != 0 else {
+            let lock = ImageLock(descriptor: descriptor, start: writerByte, length: 0)
+            do throws(LockError) { try refuseOtherName(path) } catch {
+                lock.release()
+                throw error
+            }
+            return lock
+        }
         guard isHeld(error) else { throw failure(path, error) }
         throw LockError(reason: .inUse, description: "\(path) is in use" + holder(of: path))
+    }
+
+    /// (K4) Called with the lock held, so that of two who do so at once at least one is refused.
+    private static func refuseOtherName(_ path: String) throws(LockError) {
+        let real = ProcessFiles.resolved(path) ?? path
+        if let loop = LoopDevices.over(real) {
+            throw LockError(reason: .inUse, description: "\(path) is in use: it is behind \(loop)")
+        }
+        guard let file = LoopDevices.file(behind: real) else { return }
+        let descriptor = open(file, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { return }
+        defer { close(descriptor) }
+        guard hasWriter(descriptor: descriptor) else { return }
+        throw LockError(reason: .inUse, description: "\(path) is in use: it shows \(file), which is in use" + holder(of: file))
     }
 
     /// Keeps writers out without becoming one, or says who is. Several processes may do so at once; reading is enough.
@@ -63,6 +87,23 @@ public final class ImageLock: @unchecked Sendable {
         guard error != 0 else { return ImageLock(descriptor: descriptor, start: writerByte, length: 1) }
         guard isHeld(error) else { throw failure(path, error) }
         throw LockError(reason: .inUse, description: "\(path) is in use" + holder(of: path))
+    }
+
+    /// umount(8) returns before the daemon has written its clean checkpoint: a daemon that has no mount to show any more is waited
+    /// for, for some seconds. A holder that cannot be found has mostly just gone.
+    public static func afterUnmount(path: String, _ acquire: () throws(LockError) -> ImageLock) throws(LockError) -> ImageLock {
+        let real = ProcessFiles.resolved(path) ?? path
+        var attempts = 0
+        while true {
+            do throws(LockError) { return try acquire() } catch {
+                attempts += 1
+                let process = lockingProcess(real)
+                guard error.reason == .inUse, attempts < (process == nil ? 50 : 500), process.map({ $0.command == "daybook" }) ?? true,
+                    LoopDevices.over(real) == nil, !MountedFilesystem.all().contains(where: { $0.isDaybook && $0.source == real })
+                else { throw error }
+                usleep(20_000)
+            }
+        }
     }
 
     /// Takes the bytes of all sequences before `horizon`; false when a reader holds one of them (or locking fails). Only grows.

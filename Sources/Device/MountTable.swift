@@ -72,6 +72,24 @@ public struct MountedFilesystem: Sendable, Equatable {
     }
 }
 
+/// What is behind loop devices, as /sys tells it.
+public enum LoopDevices {
+    /// The loop device that shows the file at the resolved `path`.
+    public static func over(_ path: String) -> String? {
+        ProcessFiles.names("/sys/block").first { backingFile($0) == path }.map { "/dev/\($0)" }
+    }
+
+    /// The file that the device at the resolved `path` shows, if it is a loop device.
+    public static func file(behind path: String) -> String? {
+        path.hasPrefix("/dev/") ? backingFile(String(path.dropFirst(5))) : nil
+    }
+
+    private static func backingFile(_ device: String) -> String? {
+        guard let bytes = ProcessFiles.contents("/sys/block/\(device)/loop/backing_file"), bytes.last == 10 else { return nil }
+        return String(decoding: bytes.dropLast(), as: UTF8.self)
+    }
+}
+
 /// What /proc tells of processes.
 public enum ProcessFiles {
     /// A small file's bytes.

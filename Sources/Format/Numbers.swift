@@ -55,7 +55,12 @@ public enum Limit {
 /// What a structure on disk must be and was not. Never a trap: every byte read from the device may be hostile.
 public struct FormatError: Error, CustomStringConvertible, Sendable {
     public let description: String
-    public init(_ description: String) { self.description = description }
+    /// What was read is whole, but of a version or with features that this code does not know.
+    public let isUnknown: Bool
+    public init(_ description: String, isUnknown: Bool = false) {
+        self.description = description
+        self.isUnknown = isUnknown
+    }
 }
 
 public let magicSuperblock: UInt64 = 0x4b4f_4f42_5941_4401  // "\u{1}DAYBOOK"

@@ -117,15 +117,21 @@ public struct Superblock: Sendable, Equatable {
 
     /// Decodes a slot, or the identity copy in the last block (slot 2).
     public init(_ page: RawBytes, slot: Int) throws(FormatError) {
-        func fail(_ what: String) -> FormatError { FormatError("superblock slot \(slot): \(what)") }
+        func fail(_ what: String, isUnknown: Bool = false) -> FormatError {
+            FormatError("superblock slot \(slot): \(what)", isUnknown: isUnknown)
+        }
         guard Self.looksLikeOne(page) else { throw fail("no Daybook superblock") }
         let sum = page.crc32c(skipping: Self.crc)
         guard sum == page.u32(at: Self.crc) else {
             throw fail("checksum \(hex(sum)), stored \(hex(page.u32(at: Self.crc)))")
         }
-        guard page.u32(at: 8) == Self.version else { throw fail("format version \(page.u32(at: 8)) is not known") }
+        guard page.u32(at: 8) == Self.version else {
+            throw fail("format version \(page.u32(at: 8)) is not known", isUnknown: true)
+        }
         incompatible = page.u64(at: 32)
-        guard incompatible & ~Self.knownIncompatible == 0 else { throw fail("unknown features \(hex(incompatible))") }
+        guard incompatible & ~Self.knownIncompatible == 0 else {
+            throw fail("unknown features \(hex(incompatible))", isUnknown: true)
+        }
         guard page.u32(at: 140) == UInt32(slot) else { throw fail("belongs to slot \(page.u32(at: 140))") }
         guard page.u32(at: 128) == UInt32(blockSize), page.u32(at: 136) == UInt32(Region.blocks) else {
             throw fail("unknown block or region size")
@@ -158,6 +164,25 @@ public struct Superblock: Sendable, Equatable {
         cut = JournalPosition(page.slice(464, JournalPosition.size))
         guard page.slice(528, blockSize - 528).isZero else { throw fail("reserved bytes are not zero") }
         guard horizon <= checkpoint.sequence else { throw fail("horizon after its checkpoint") }
+        // The identity copy has no state.
+        guard slot < Self.slots.count else { return }
+        guard Self.isPossible(counters: [generation, epoch, checkpoint.sequence.value] + [checkpoint.journal, cut].flatMap {
+            [$0.epoch, $0.serial, $0.next.value]
+        }), epoch > 0, cut.epoch == 0 || cut.next.value > 0 else { throw fail("impossible counters") }
+        guard checkpoint.nextInode <= 1 << 56, checkpoint.inodes <= 1 << 56, checkpoint.dataBlocks <= blockCount,
+            historyBlocks <= blockCount
+        else { throw fail("impossible totals") }
+        guard isPlace(checkpoint.root.address), isPlace(spaceRoot.address), isPlace(checkpoint.journal.chunk),
+            pendingList.value == 0 || isPlace(pendingList), checkpoint.deadList.value == 0 || isPlace(checkpoint.deadList)
+        else { throw fail("names blocks outside of the filesystem") }
+    }
+
+    /// No counter comes near this bound; so one may be added to whatever was read.
+    private static func isPossible(counters: [UInt64]) -> Bool { counters.allSatisfy { $0 < 1 << 62 } }
+
+    /// Whether a block may be one that was given out.
+    private func isPlace(_ block: BlockNumber) -> Bool {
+        block.value >= Self.reservedBlocks && block.value < blockCount
         guard checkpoint.isPossible, spaceRoot.isPossible, spaceLevel <= NodeLayout.maximumLevel else {
             throw fail("a root lies beyond any image")
         }

@@ -11,7 +11,7 @@
 import Device
 public import Format
 public import Memory
-public import Tree
+import Tree
 
 /// The space state frozen together with the main tree.
 public struct FrozenSpace: Sendable {

@@ -41,6 +41,10 @@ public final class Image {
         slots = try Self.readSlots(device)
         var best: (slot: Int, superblock: Superblock)?
         for (slot, result) in slots.enumerated() {
+            // The other slot would be a step back in time, and what is written next would end what this one leads to.
+            if case .failure(let error) = result, error.isUnknown {
+                throw OpenError(.unsupported, "\(device.name): \(error); this needs another version of Daybook")
+            }
             if case .success(let superblock) = result, best == nil || superblock.generation > best!.superblock.generation {
                 best = (slot, superblock)
             }

@@ -144,9 +144,11 @@ private final class FsckSession {
             throw CommandError(error.description)
         }
         do throws(LockError) {
-            lock = command.changeNothing
-                ? try ImageLock.excludeWriters(descriptor: file.descriptor, path: path)
-                : try ImageLock.acquireWriter(descriptor: file.descriptor, path: path)
+            lock = try ImageLock.afterUnmount(path: path) { [file, path] () throws(LockError) in
+                command.changeNothing
+                    ? try ImageLock.excludeWriters(descriptor: file.descriptor, path: path)
+                    : try ImageLock.acquireWriter(descriptor: file.descriptor, path: path)
+            }
         } catch { throw CommandError(error.description) }
         bar = ProgressLine(command.progress, path)
     }
@@ -227,9 +229,15 @@ private final class FsckSession {
             return false
         }
         if let result = volume.recovery { tell(result, device) }
-        do throws(OperationError) { try volume.close() } catch { throw CommandError("\(path): \(error)") }
+        do throws(OperationError) { try volume.close() } catch { throw failure(error) }
         if Cancellation.isWanted { throw refusal(.cancelled) }
         return true
+    }
+
+    private func failure(_ error: OperationError) -> CommandError {
+        // Why is told by the volume, in words and with the image's name.
+        if case .io(let text) = error { return CommandError(text) }
+        return CommandError("\(path): \(error)")
     }
 
     private static func tell(_ event: VolumeEvent) {
@@ -298,7 +306,7 @@ private final class FsckSession {
                 mayMoveHorizon: { [lock] in lock.extendHorizon(to: $0) }, onEvent: { Self.tell($0) })
         } catch { throw CommandError(error.description) }
         let released = volume.release(leaked: report.leaks.map { ($0.start, $0.count) })
-        do throws(OperationError) { try volume.close() } catch { throw CommandError("\(path): \(error)") }
+        do throws(OperationError) { try volume.close() } catch { throw failure(error) }
         corrected(.blockLeaked, "\(counted(released, "block")) that belonged to nothing freed", &open)
     }
 

@@ -124,9 +124,11 @@ private final class FormatTarget {
         // The lock belongs to this descriptor's open file, so the one that is formatted through has to be opened again below.
         let guardian = try openTarget()
         let lock: ImageLock
-        do throws(LockError) { lock = try ImageLock.acquireWriter(descriptor: guardian.descriptor, path: path) } catch {
-            throw CommandError(error.description)
-        }
+        do throws(LockError) {
+            lock = try ImageLock.afterUnmount(path: path) { () throws(LockError) in
+                try ImageLock.acquireWriter(descriptor: guardian.descriptor, path: path)
+            }
+        } catch { throw CommandError(error.description) }
         try checkUse()
         guard lock.excludeReaders() else { throw CommandError("\(path) is in use: another process is reading it") }
         if !created && !force { try checkContents(guardian) }
@@ -168,12 +170,7 @@ private final class FormatTarget {
         if let mount = MountedFilesystem.all().last(where: { $0.source == path }) {
             throw CommandError("\(path) is in use: mounted on \(mount.mountpoint)")
         }
-        if let loop = ProcessFiles.names("/sys/block").first(where: { loop in
-            guard let file = ProcessFiles.contents("/sys/block/\(loop)/loop/backing_file") else { return false }
-            return String(decoding: file, as: UTF8.self) == path + "\n"
-        }) {
-            throw CommandError("\(path) is in use: it is behind /dev/\(loop)")
-        }
+        if let loop = LoopDevices.over(path) { throw CommandError("\(path) is in use: it is behind \(loop)") }
         guard isBlockDevice else { return }
         claim = open(path, O_RDWR | O_EXCL | O_CLOEXEC)
         guard claim >= 0 else {
