@@ -175,6 +175,9 @@ public struct Superblock: Sendable, Equatable {
         guard isPlace(checkpoint.root.address), isPlace(spaceRoot.address), isPlace(checkpoint.journal.chunk),
             pendingList.value == 0 || isPlace(pendingList), checkpoint.deadList.value == 0 || isPlace(checkpoint.deadList)
         else { throw fail("names blocks outside of the filesystem") }
+        guard spaceLevel <= NodeLayout.plausibleLevel, checkpoint.isPossible, checkpoint.isPlausible else {
+            throw fail("impossible numbers")
+        }
     }
 
     /// No counter comes near this bound; so one may be added to whatever was read.
@@ -183,11 +186,5 @@ public struct Superblock: Sendable, Equatable {
     /// Whether a block may be one that was given out.
     private func isPlace(_ block: BlockNumber) -> Bool {
         block.value >= Self.reservedBlocks && block.value < blockCount
-        guard checkpoint.isPossible, spaceRoot.isPossible, spaceLevel <= NodeLayout.maximumLevel else {
-            throw fail("a root lies beyond any image")
-        }
-        guard generation < Limit.count, epoch < Limit.count, cut.serial < Limit.count, spaceLevel <= NodeLayout.plausibleLevel,
-            slot == 2 || checkpoint.isPlausible
-        else { throw fail("impossible numbers") }
     }
 }
