@@ -1,0 +1,56 @@
+// Goal: what the checkpointer and the writer do on their own is done, whatever happens around them: a full disk, clocks that jump,
+// records that free much and change little.
+// Method: each of them brought about on a simulated disk.
+
+import Device
+import Format
+import Glibc
+import Memory
+import Space
+import TestSupport
+import Testing
+
+@testable import Volume
+
+/// Time that goes on by itself, and can be set.
+private final class SettableOffset: @unchecked Sendable {
+    private let lock = Lock()
+    private var value: Int64 = 0
+    func ticks() -> Int64 {
+        lock.withLock {
+            value += 1
+            return value
+        }
+    }
+    func set(_ ticks: Int64) { lock.withLock { value = ticks } }
+}
+
+@Suite struct HousekeepingTests {
+    private func waitFor(_ what: () -> Bool) -> Bool {
+        for _ in 0..<500 {
+            if what() { return true }
+            usleep(10_000)
+        }
+        return what()
+    }
+
+    /// The commit timer runs on wall time; when that is set back by an hour, commits do not wait for an hour.
+    @Test func aClockSetBackDoesNotHoldCommitsUp() throws {
+        let clock = TestClock()
+        let back = SettableOffset()
+        var options = OpenOptions()
+        options.commitSeconds = 0.5
+        let volume = try Volume.open(
+            try makeDisk(), options: options,
+            clock: {
+                usleep(1000)
+                return Timestamp(nanoseconds: clock.now().nanoseconds + 2_000_000 * back.ticks())
+            }, random: { 7 }, onEvent: { _ in })
+        try volume.make("a")
+        // By now the writer has seen the change, and counts.
+        usleep(700_000)
+        back.set(-3_600_000_000_000 / 2_000_000)
+        #expect(waitFor { volume.isCommitted })
+        volume.abandon()
+    }
+}
