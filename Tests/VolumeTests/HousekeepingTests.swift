@@ -53,4 +53,33 @@ private final class SettableOffset: @unchecked Sendable {
         #expect(waitFor { volume.isCommitted })
         volume.abandon()
     }
+
+    /// Inodes that could not be reclaimed for want of a chunk are reclaimed when there is one.
+    @Test func reclaimingWaitsForRoom() throws {
+        let volume = try openVolume(try makeDisk())
+        let inode = try volume.make("f")
+        try volume.write("f", pattern(1 << 20, 1))
+        _ = try Array("f".utf8).withRawBytes { (name) throws(OperationError) in try volume.lookup(.root, name) }
+        for index in 0..<140 {
+            try volume.write("f", pattern(100, UInt64(index)), at: 2 << 20)
+            try volume.commit()
+        }
+        try volume.unlink("f")
+        try volume.commit()
+        let (runs, chunks) = volume.lock.withLock { () -> ([BlockRun], [BlockNumber]) in
+            var runs: [BlockRun] = []
+            while let run = volume.space!.map.allocate(.data, wanted: 1024) { runs.append(run) }
+            defer { volume.spareChunks = [] }
+            return (runs, volume.spareChunks)
+        }
+        volume.forget(inode, count: 1)
+        usleep(700_000)
+        #expect(volume.lock.withLock { volume.orphans.contains(inode.value) })
+        volume.lock.withLock {
+            for run in runs { try! volume.space!.map.release(run) }
+            volume.spareChunks = chunks
+        }
+        #expect(waitFor { volume.lock.withLock { volume.orphans.isEmpty } })
+        try volume.close()
+    }
 }
