@@ -31,7 +31,7 @@ extension Volume {
             if checkpointWanted || checkpointForced || roomWanted > 0 {
                 checkpointWanted = false
                 let due = checkpointForced || view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
-                    || view.pages.unposted >= limits.unposted
+                    || view.pages.unposted >= limits.unposted || view.freed.count >= limits.deadEntries
                 checkpointForced = false
                 if due { unlocked { try? checkpoint(clean: false) } }
                 if space!.map.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }

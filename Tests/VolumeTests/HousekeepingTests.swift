@@ -54,6 +54,19 @@ private final class SettableOffset: @unchecked Sendable {
         volume.abandon()
     }
 
+    /// Overwriting dirties few nodes, but what it frees has to be written into a list, for which there is so much room and no more.
+    @Test func deadEntriesStayBounded() throws {
+        let volume = try openVolume(try makeDisk())
+        try volume.make("f")
+        var most = 0
+        for index in 0..<10_000 as Range<UInt64> {
+            try volume.write("f", [UInt8](repeating: UInt8(index % 251), count: 4096))
+            most = max(most, volume.lock.withLock { volume.view.freed.count })
+        }
+        #expect(most <= 2 * volume.limits.deadEntries + ReclaimPayload.maximumExtents)
+        try volume.close()
+    }
+
     /// Inodes that could not be reclaimed for want of a chunk are reclaimed when there is one.
     @Test func reclaimingWaitsForRoom() throws {
         let volume = try openVolume(try makeDisk())
