@@ -113,7 +113,11 @@ extension Volume {
                 writeBack()
             }
             // A frame should not name more unflushed data than recovery can verify quickly (64 MiB at most).
-            let due = deadline.map { now().nanoseconds >= $0 } ?? false
+            // A deadline further off than the interval means that the clock was set back.
+            let due = deadline.map { (deadline) in
+                let now = now().nanoseconds
+                return now >= deadline || now < deadline - Int64(interval)
+            } ?? false
             if failureText == nil && durable < view.sequence && (commitWanted || due || unflushedBlocks >= 8192 || !sealed.isEmpty) {
                 commitWanted = false
                 try? commit(upTo: view.sequence)

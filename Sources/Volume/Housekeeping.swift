@@ -27,11 +27,11 @@ extension Volume {
                 continue
             }
             if spareChunks.count < limits.spareChunks { refillChunks() }
-            if !reclaimable.isEmpty { reclaimBatch() }
+            if !reclaimable.isEmpty { _ = reclaimBatch() }
             if checkpointWanted || checkpointForced || roomWanted > 0 {
                 checkpointWanted = false
                 let due = checkpointForced || view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
-                    || view.pages.unposted >= limits.unposted
+                    || view.pages.unposted >= limits.unposted || view.freed.count >= limits.deadEntries
                 checkpointForced = false
                 if due { unlocked { try? checkpoint(clean: false) } }
                 if space!.map.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
@@ -84,15 +84,23 @@ extension Volume {
 
     // MARK: orphans
 
-    /// Reclaims some of the inodes that nobody refers to any more. With the lock held; drops it.
-    func reclaimBatch() {
+    /// Reclaims some of the inodes that nobody refers to any more. With the lock held; drops it. False when there was no room for
+    /// it: then they wait for the next time.
+    func reclaimBatch() -> Bool {
         let batch = Array(reclaimable.prefix(256))
         reclaimable.removeFirst(batch.count)
+        var full = false
         unlocked {
             do throws(OperationError) { try reclaim(batch, onCheckpointer: true) } catch {
+                full = error == .noSpace
+                guard !full else { return }
                 onEvent(.warning("reclaiming inodes: \(error)"))
+                // One of them cannot be read, say. The others go all the same.
+                for inode in batch { try? reclaim([inode], onCheckpointer: true) }
             }
         }
+        if full { reclaimable.insert(contentsOf: batch, at: 0) }
+        return !full
     }
 
     /// Frees the inodes, or what lies beyond their end, in bounded records (invariant 12).
@@ -169,7 +177,7 @@ extension Volume {
     /// Frees blocks that only history needs, oldest first. With the lock held; drops it. Afterwards either there is room, or
     /// `roomExhausted` says that there is none to be made.
     private func makeRoom() {
-        while !reclaimable.isEmpty && failureText == nil { reclaimBatch() }
+        while !reclaimable.isEmpty && failureText == nil { guard reclaimBatch() else { break } }
         let target = roomWanted > 0 ? limits.reserve + roomWanted : limits.lowWater
         let wanted = roomWanted
         let before = space!.map.free

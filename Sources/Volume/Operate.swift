@@ -47,7 +47,7 @@ extension Volume {
     @inline(__always) private func admit(blocks: Int, deletes: Bool) throws(OperationError) {
         guard failureText == nil else { throw .readOnly }
         if view.tree.dirtyCount < 2 * limits.dirtyNodes && sealed.count <= 4 && view.pages.dirty.count <= limits.dirtyPages
-            && view.pages.unposted < 2 * limits.unposted && !spareChunks.isEmpty
+            && view.pages.unposted < 2 * limits.unposted && view.freed.count < 2 * limits.deadEntries && !spareChunks.isEmpty
             && space!.map.free >= limits.reserve + blocks
         { return }
         try admitSlowly(blocks: blocks, deletes: deletes)
@@ -56,7 +56,9 @@ extension Volume {
     private func admitSlowly(blocks: Int, deletes: Bool) throws(OperationError) {
         while true {
             guard failureText == nil else { throw .readOnly }
-            if view.tree.dirtyCount >= 2 * limits.dirtyNodes || view.pages.unposted >= 2 * limits.unposted {
+            if view.tree.dirtyCount >= 2 * limits.dirtyNodes || view.pages.unposted >= 2 * limits.unposted
+                || view.freed.count >= 2 * limits.deadEntries
+            {
                 checkpointWanted = true
             } else if sealed.count > 4 || view.pages.dirty.count > limits.dirtyPages {
                 commitWanted = sealed.count > 4
@@ -78,7 +80,9 @@ extension Volume {
     /// The checkpointer cannot wait for itself: what others would wait for, it does, or it goes without.
     private func admitHousekeeping() throws(OperationError) {
         guard failureText == nil else { throw .readOnly }
-        if view.tree.dirtyCount >= 2 * limits.dirtyNodes || view.pages.unposted >= 2 * limits.unposted || sealed.count > 4 {
+        if view.tree.dirtyCount >= 2 * limits.dirtyNodes || view.pages.unposted >= 2 * limits.unposted || sealed.count > 4
+            || view.freed.count >= 2 * limits.deadEntries
+        {
             lock.unlock()
             defer { lock.lock() }
             try checkpoint(clean: false)
@@ -165,7 +169,7 @@ extension Volume {
         }
         if !checkpointWanted
             && (view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
-                || view.pages.unposted >= limits.unposted || space!.map.free < limits.lowWater && !roomQuiet)
+                || view.pages.unposted >= limits.unposted || view.freed.count >= limits.deadEntries || space!.map.free < limits.lowWater && !roomQuiet)
         {
             checkpointWanted = true
             lock.broadcast()

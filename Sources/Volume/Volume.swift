@@ -161,6 +161,8 @@ public struct VolumeLimits: Sendable {
     public let unposted: Int
     /// Records that trigger one: what a view replays at most, within its second.
     public let records: Int
+    /// Dead entries that trigger one: it has to find room for their list. Operations wait at twice as many.
+    public let deadEntries: Int
     /// Dirty data pages at which writers wait.
     public let dirtyPages: Int
     /// Blocks never lent to operations.
@@ -174,6 +176,7 @@ public struct VolumeLimits: Sendable {
         dirtyNodes = max(128, min(4096, blocks / 128, cacheBytes / blockSize / 4))
         unposted = max(64, min(4096, blocks / 128, cacheBytes / blockSize / 8))
         records = 60_000
+        deadEntries = max(4096, min(65_536, blocks / 8))
         dirtyPages = max(512, min(8192, cacheBytes / blockSize / 2))
         reserve = 2 * dirtyNodes + 2 * Int(chunkBlocks) + 256
         lowWater = reserve + max(blocks / 16, 1024)
