@@ -34,26 +34,8 @@ public enum Repair {
 
     /// Writes the copy of identity and geometry, without roots, to the last block.
     public static func identity(of superblock: Superblock, _ device: any BlockDevice) throws(DeviceError) {
-        var copy = superblock
-        let nowhere = JournalPosition(
-            chunk: BlockNumber(0), serial: 0, block: 0, epoch: 0, nonce: 0, chain: 0, next: SequenceNumber(0))
-        let nothing = ChildReference(address: BlockNumber(0), birth: SequenceNumber(0), crc: 0)
-        copy.checkpoint = CheckpointItem(
-            sequence: SequenceNumber(0), time: superblock.created, root: nothing, rootLevel: 0, nextInode: 0, inodes: 0,
-            dataBlocks: 0, journal: nowhere)
-        copy.spaceRoot = nothing
-        copy.spaceLevel = 0
-        copy.pendingList = BlockNumber(0)
-        copy.pendingCRC = 0
-        copy.historyBlocks = 0
-        copy.generation = 0
-        copy.epoch = 1
-        copy.flags = Superblock.flagClean
-        copy.written = superblock.created
-        copy.horizon = SequenceNumber(0)
-        copy.cut = nowhere
         let page = AlignedBuffer(count: blockSize)
-        copy.store(page.bytes, slot: 2)
+        superblock.identity.store(page.bytes, slot: 2)
         try device.write(BlockNumber(superblock.blockCount - 1), page.bytes)
         try device.flush()
     }

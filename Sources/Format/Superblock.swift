@@ -74,6 +74,29 @@ public struct Superblock: Sendable, Equatable {
 
     public var isClean: Bool { flags & Self.flagClean != 0 }
 
+    /// What the last block keeps: identity and geometry, as of the making of the filesystem, and no roots.
+    public var identity: Superblock {
+        var copy = self
+        let nowhere = JournalPosition(
+            chunk: BlockNumber(0), serial: 0, block: 0, epoch: 0, nonce: 0, chain: 0, next: SequenceNumber(0))
+        let nothing = ChildReference(address: BlockNumber(0), birth: SequenceNumber(0), crc: 0)
+        copy.checkpoint = CheckpointItem(
+            sequence: SequenceNumber(0), time: created, root: nothing, rootLevel: 0, nextInode: 0, inodes: 0,
+            dataBlocks: 0, journal: nowhere)
+        copy.spaceRoot = nothing
+        copy.spaceLevel = 0
+        copy.pendingList = BlockNumber(0)
+        copy.pendingCRC = 0
+        copy.historyBlocks = 0
+        copy.generation = 0
+        copy.epoch = 1
+        copy.flags = Superblock.flagClean
+        copy.written = created
+        copy.horizon = SequenceNumber(0)
+        copy.cut = nowhere
+        return copy
+    }
+
     /// Regions that bitmaps describe; the last may be short.
     public var regions: Int { Int((blockCount + UInt64(Region.blocks) - 1) / UInt64(Region.blocks)) }
 

@@ -26,8 +26,6 @@ extension Volume {
         lock.lock()
         defer { lock.unlock() }
         guard failureText == nil else { throw .io(failureText!) }
-        checkpointing = true
-        defer { checkpointing = false }
 
         seal()
         let sequence = view.sequence

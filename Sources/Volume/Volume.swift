@@ -68,7 +68,6 @@ public final class Volume: @unchecked Sendable {
 
     var checkpointWanted = false
     var checkpointForced = false
-    var checkpointing = false
     var recordsSinceCheckpoint = 0
     /// Blocks that somebody waits for.
     var roomWanted = 0

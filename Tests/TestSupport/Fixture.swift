@@ -8,10 +8,12 @@ public import Volume
 public final class TestClock: @unchecked Sendable {
     private let lock = Lock()
     private var nanoseconds: Int64 = 1_700_000_000_000_000_000
-    public init() {}
+    /// How far each reading moves the clock. Zero where the number of readings, which depends on threads, must not show.
+    private let step: Int64
+    public init(step: Int64 = 1_000) { self.step = step }
     public func now() -> Timestamp {
         lock.withLock {
-            nanoseconds += 1_000
+            nanoseconds += step
             return Timestamp(nanoseconds: nanoseconds)
         }
     }
