@@ -33,6 +33,9 @@ import Volume
     return RawBytes(base: thread.pointee.reply, count: thread.pointee.reply_size)
 }
 
+/// Bytes of a READ from which on a second thread is worth waking: reading as many takes longer than the wake-up.
+private let longTransfer = 128 << 10
+
 // MARK: shapes of answers
 
 /// Runs `operation` and answers with its error, or success.
@@ -419,6 +422,7 @@ func makeOperations() -> fuse_lowlevel_ops {
     table.read = { request, inode, size, offset, _ in
         answerBytes(request!) { volume, memory throws(OperationError) in
             guard size <= memory.count else { throw .invalid }
+            if size >= longTransfer { withServer { $0.loop.leaveForTransfer() } }
             return try volume.read(
                 InodeNumber(UInt64(inode)), at: UInt64(bitPattern: Int64(offset)), into: memory.slice(0, size))
         }

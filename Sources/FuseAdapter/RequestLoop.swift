@@ -81,8 +81,8 @@ final class RequestLoop: @unchecked Sendable {
 
         init(_ server: Server) {
             let header = Int(DAYBOOK_FUSE_WRITE_HEADER)
-            memory = AlignedBuffer(count: 4096 + Server.maximumTransfer + 4096)
-            reply = AlignedBuffer(count: Server.maximumTransfer)
+            memory = AlignedBuffer(count: 4096 + Server.maximumTransfer + 4096, huge: true)
+            reply = AlignedBuffer(count: Server.maximumTransfer, huge: true)
             request = memory.bytes.pointer + 4096 - header
             requestSize = header + Server.maximumTransfer + 4096
             state.initialize(
@@ -146,6 +146,9 @@ final class RequestLoop: @unchecked Sendable {
         // A wake-up costs a few microseconds of a short commit: only worth it when others are there to be served.
         if overlap.load(ordering: .relaxed) > 0 || commits.averageNanoseconds > 1_000_000 { wakeOne() }
     }
+
+    /// Called by a thread that has a request of many blocks in hand: the kernel reads ahead, so the next one is on its way.
+    func leaveForTransfer() { wakeOne() }
 
     /// A request that was waiting when the last one had been answered means that clients overlap, if somebody else sent it. The
     /// same client's may wait as well: it was woken by the answer, on this very processor, before we came to look.

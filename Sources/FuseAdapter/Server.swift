@@ -195,7 +195,7 @@ private func unmount(_ mountpoint: String) -> Bool {
 /// left as it is otherwise.
 private func tune(_ mountpoint: String) {
     guard let mount = MountedFilesystem.at(mountpoint) else { return }
-    tell("/sys/class/bdi/\(mount.device)/read_ahead_kb", "1024")
+    tell("/sys/class/bdi/\(mount.device)/read_ahead_kb", "4096")
     tell("/sys/class/bdi/\(mount.device)/max_ratio", "40")
 }
 
