@@ -29,6 +29,8 @@ public protocol BlockDevice: AnyObject, Sendable {
     var isReadOnly: Bool { get }
     /// A name for messages.
     var name: String { get }
+    /// Whether a block may have no place on the medium until `provide` (or a write) finds one: an image file with holes.
+    var isThin: Bool { get }
 
     /// Fills `bytes` (whole blocks, page-aligned memory) from `block` on.
     func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError)
@@ -45,6 +47,7 @@ public protocol BlockDevice: AnyObject, Sendable {
 }
 
 extension BlockDevice {
+    public var isThin: Bool { false }
     public func provide(_ block: BlockNumber, count: UInt64) throws(DeviceError) {}
     public func discard(_ block: BlockNumber, count: UInt64) {}
 }

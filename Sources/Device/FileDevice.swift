@@ -14,6 +14,7 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     public let descriptor: Int32
     public let isDirect: Bool
     public let isBlockDevice: Bool
+    public var isThin: Bool { !isBlockDevice }
 
     // Through the page cache, the host tells of a failed write once, to whoever asks first. So flushes go one at a time, and after a
     // failed one there is no good one any more (D2).
@@ -136,7 +137,10 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     public func provide(_ block: BlockNumber, count: UInt64) throws(DeviceError) {
         guard !isBlockDevice else { return }
         // FALLOC_FL_KEEP_SIZE: the image keeps its size; only backing is added.
-        let status = daybook_fallocate(descriptor, 1, Int64(block.value) << 12, Int64(count) << 12)
+        var status: Int32
+        repeat {
+            status = daybook_fallocate(descriptor, 1, Int64(block.value) << 12, Int64(count) << 12)
+        } while status < 0 && errno == EINTR
         guard status == 0 || errno == EOPNOTSUPP else { throw Self.error(.allocate, name, ": backing for \(block)") }
     }
 

@@ -73,18 +73,37 @@ public final class ImageLock: @unchecked Sendable {
         if let loop = LoopDevices.over(real) {
             throw LockError(reason: .inUse, description: "\(path) is in use: it is behind \(loop)")
         }
-        guard let file = LoopDevices.file(behind: real) else { return }
-        let descriptor = open(file, O_RDONLY | O_CLOEXEC)
-        guard descriptor >= 0 else { return }
-        defer { close(descriptor) }
-        guard hasWriter(descriptor: descriptor) else { return }
-        throw LockError(reason: .inUse, description: "\(path) is in use: it shows \(file), which is in use" + holder(of: file))
+        try refuseWriterUnderOtherName(path)
+    }
+
+    /// (K4) For readers, whose locks a writer under the image's other name does not see.
+    public static func refuseWriterUnderOtherName(_ path: String) throws(LockError) {
+        func isWritten(_ other: String) -> Bool {
+            let descriptor = open(other, O_RDONLY | O_CLOEXEC)
+            guard descriptor >= 0 else { return false }
+            defer { close(descriptor) }
+            return hasWriter(descriptor: descriptor)
+        }
+        let real = ProcessFiles.resolved(path) ?? path
+        if let file = LoopDevices.file(behind: real), isWritten(file) {
+            throw LockError(reason: .inUse, description: "\(path) is in use: it shows \(file), which is in use" + holder(of: file))
+        }
+        if let loop = LoopDevices.over(real), isWritten(loop) {
+            throw LockError(reason: .inUse, description: "\(path) is in use: it is behind \(loop), which is in use" + holder(of: loop))
+        }
     }
 
     /// Keeps writers out without becoming one, or says who is. Several processes may do so at once; reading is enough.
     public static func excludeWriters(descriptor: Int32, path: String) throws(LockError) -> ImageLock {
         let error = daybook_ofd_lock(descriptor, Int32(F_RDLCK), writerByte, 1)
-        guard error != 0 else { return ImageLock(descriptor: descriptor, start: writerByte, length: 1) }
+        guard error != 0 else {
+            let lock = ImageLock(descriptor: descriptor, start: writerByte, length: 1)
+            do throws(LockError) { try refuseWriterUnderOtherName(path) } catch {
+                lock.release()
+                throw error
+            }
+            return lock
+        }
         guard isHeld(error) else { throw failure(path, error) }
         throw LockError(reason: .inUse, description: "\(path) is in use" + holder(of: path))
     }

@@ -5,7 +5,9 @@
 //                  └──► each pending write is kept, dropped, or torn at 512-byte sectors, independently of the others
 //
 // (F1) Reads see pending writes. (F2) After `crash` the disk is a new one; whoever holds the old one can write to it, but nobody
-// will read that. (F3) From the moment `failsAfter` names, writes and flushes fail.
+// will read that. (F3) From the moment `failsAfter` names, writes and flushes fail. (F4) With `hostRoom` set the disk is thin:
+// every block that is provided or written for the first time takes one of the host's, and when it has none left both
+// are refused with ENOSPC.
 
 public import Format
 import Glibc
@@ -40,6 +42,10 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
     public var failsAfter = Int.max
     /// Blocks that cannot be read.
     public var unreadable: Set<UInt64> = []
+    /// Blocks that the host still has to give; nil: as many as the disk has.
+    public var hostRoom: Int?
+    private var given: Set<UInt64> = []
+    public var isThin: Bool { hostRoom != nil }
 
     public init(blockCount: UInt64, name: String = "simulated disk") {
         self.blockCount = blockCount
@@ -72,6 +78,7 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
             operations += 1
             guard operations <= failsAfter else { throw DeviceError(.write, errno: EIO, "\(name): writing \(block)") }
             precondition(block.value + UInt64(bytes.count >> blockShift) <= blockCount, "write beyond the end")
+            try give(block, UInt64(bytes.count >> blockShift))
             for index in 0..<(bytes.count >> blockShift) {
                 let copy = bytes.slice(index << blockShift, blockSize).array
                 pending.append((block.value + UInt64(index), copy))
@@ -82,6 +89,18 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
 
     public func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) {
         for (index, page) in pages.enumerated() { try write(block + UInt64(index), page) }
+    }
+
+    public func provide(_ block: BlockNumber, count: UInt64) throws(DeviceError) {
+        try lock.withLock { () throws(DeviceError) in try give(block, count) }
+    }
+
+    private func give(_ block: BlockNumber, _ count: UInt64) throws(DeviceError) {
+        guard let room = hostRoom else { return }
+        let new = (block.value..<block.value + count).filter { !given.contains($0) }
+        guard new.count <= room else { throw DeviceError(.allocate, errno: ENOSPC, "\(name): no room on the host for \(block)") }
+        given.formUnion(new)
+        hostRoom = room - new.count
     }
 
     public func flush() throws(DeviceError) {
@@ -118,7 +137,9 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
     /// The disk after the process, not the machine, died: everything written is there.
     public func copy() -> SimulatedDisk {
         lock.withLock {
-            SimulatedDisk(blockCount: blockCount, name: name, durable: durable.merging(newest) { $1 })
+            let copy = SimulatedDisk(blockCount: blockCount, name: name, durable: durable.merging(newest) { $1 })
+            (copy.hostRoom, copy.given) = (hostRoom, given)
+            return copy
         }
     }
 

@@ -40,8 +40,9 @@ public final class Space: @unchecked Sendable {
     public internal(set) var historyBlocks: UInt64 = 0
     /// How often blocks were given up: what was looked up before, and read without the lock, may be something else after.
     public private(set) var releases: UInt64 = 0
-    /// Zones whose backing the device was asked for.
-    private var providedZones: Set<UInt64> = []
+    /// Where `back` goes on looking, and whether it found that the host has nothing more to give. With the lock held.
+    var backingCursor = 0
+    public internal(set) var hostIsFull = false
     /// Chunks taken ahead of use, as of the coming freeze.
     public var spareChunks: [BlockNumber] = []
     /// Chunks opened since the last checkpoint, by serial.
@@ -208,16 +209,6 @@ public final class Space: @unchecked Sendable {
 
     /// Blocks of one chunk; set once at open.
     public var chunkBlocks: UInt64 = 1024
-
-    /// Makes sure that the host can hold what is written to these blocks, a zone at a time.
-    public func provide(_ run: BlockRun) throws(DeviceError) {
-        let zoneBlocks = UInt64(Region.zoneBlocks)
-        for zone in run.start.value / zoneBlocks...(run.end - 1) / zoneBlocks where !providedZones.contains(zone) {
-            let start = zone * zoneBlocks
-            try device.provide(BlockNumber(start), count: min(zoneBlocks, map.blockCount - start))
-            providedZones.insert(zone)
-        }
-    }
 
     func release(_ run: BlockRun) throws(Failure) {
         do throws(SpaceError) { try map.release(run) } catch { throw .damaged(error.description) }

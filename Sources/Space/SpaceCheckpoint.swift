@@ -53,7 +53,11 @@ extension Space {
         var blocks: [BlockNumber] = []
         blocks.reserveCapacity(count)
         while blocks.count < count {
-            let run = lock.withLock { map.allocate(kind, wanted: UInt64(count - blocks.count)) }
+            var run = lock.withLock { map.allocate(kind, wanted: UInt64(count - blocks.count)) }
+            if run == nil {
+                try back(atLeast: count - blocks.count, lock: lock)
+                run = lock.withLock { map.allocate(kind, wanted: UInt64(count - blocks.count)) }
+            }
             guard let run else { throw .damaged("no space left for a checkpoint") }
             for block in run.start.value..<run.end {
                 try change(BlockNumber(block), &frozen, used: true)

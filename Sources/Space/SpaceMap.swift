@@ -7,6 +7,8 @@
 // (A1) A bit is set while live state, history, a pending list or the journal needs the block.
 // (A2) `free` and `zoneFree` always equal the number of clear bits.
 // (A3) A region is marked dirty by every change of its bits since `snapshot` last took it.
+// (A4) Only zones that are backed are given out: those for which the host has promised room (Backing.swift). `backedFree`
+//      counts the clear bits in them. Nothing is promised or taken back on disk: a mount asks again.
 //
 // Bits, not extents: their size is fixed (32 KiB a GiB) however scattered the free space is, a change costs a word, and a
 // checkpoint writes only the bitmap blocks of regions that changed. Not thread-safe: the volume's lock.
@@ -60,8 +62,11 @@ public final class SpaceMap: @unchecked Sendable {
     private var words: [UInt64]
     private var zoneFree: [Int32]
     private var zoneClass: [UInt8]
+    private var zoneBacked: [Bool]
     /// Unused blocks.
     public private(set) var free: Int
+    /// Unused blocks that can be given out.
+    public private(set) var backedFree: Int
     private var dirty: [Bool]
     // Where each class last allocated: a block.
     private var cursor = [UInt64](repeating: 0, count: 8)
@@ -76,8 +81,10 @@ public final class SpaceMap: @unchecked Sendable {
         words = [UInt64](repeating: .max, count: regions * Self.wordsPerRegion)
         zoneFree = [Int32](repeating: 0, count: regions * Region.zones)
         zoneClass = [UInt8](repeating: 0, count: regions * Region.zones)
+        zoneBacked = [Bool](repeating: true, count: regions * Region.zones)
         dirty = [Bool](repeating: false, count: regions)
         free = 0
+        backedFree = 0
     }
 
     /// A new filesystem's map: all blocks free but those beyond the end; every region dirty.
@@ -102,6 +109,7 @@ public final class SpaceMap: @unchecked Sendable {
             for index in 0..<Self.wordsPerZone { count += 64 - words[number * Self.wordsPerZone + index].nonzeroBitCount }
             zoneFree[number] = Int32(count)
             free += count
+            if zoneBacked[number] { backedFree += count }
         }
         if firstBlock + UInt64(Region.blocks) > blockCount {
             for block in max(blockCount, firstBlock)..<(firstBlock + UInt64(Region.blocks)) where !bit(block) {
@@ -147,6 +155,7 @@ public final class SpaceMap: @unchecked Sendable {
             let zone = word / Self.wordsPerZone
             let change = Int32(length)
             zoneFree[zone] += used ? -change : change
+            if zoneBacked[zone] { backedFree += used ? -Int(length) : Int(length) }
             if !used && zoneFree[zone] == Int32(Region.zoneBlocks) { zoneClass[zone] = 0 }
             dirty[word / Self.wordsPerRegion] = true
             block += length
@@ -185,14 +194,47 @@ public final class SpaceMap: @unchecked Sendable {
         where zoneClass[Int(zone)] == 0 { zoneClass[Int(zone)] = kind.rawValue }
     }
 
+    // MARK: backing
+
+    /// From now on only zones named to `markBacked` are given out.
+    public func withdrawBacking() {
+        for zone in zoneBacked.indices { zoneBacked[zone] = false }
+        backedFree = 0
+    }
+
+    public func markBacked(_ zones: Range<Int>) {
+        for zone in zones where !zoneBacked[zone] {
+            zoneBacked[zone] = true
+            backedFree += Int(zoneFree[zone])
+        }
+    }
+
+    /// The next zones in a row from `from` on, at most `limit`, that are not backed and have room; with `inUse`, instead those that
+    /// hold something.
+    func unbackedZones(from: Int, limit: Int, inUse: Bool = false) -> Range<Int>? {
+        func wanted(_ zone: Int) -> Bool { !zoneBacked[zone] && (inUse ? zoneClass[zone] != 0 : zoneFree[zone] > 0) }
+        guard from < zoneBacked.count, let first = (from..<zoneBacked.count).first(where: wanted) else { return nil }
+        var end = first + 1
+        while end < zoneBacked.count, end - first < limit, wanted(end) { end += 1 }
+        return first..<end
+    }
+
+    /// The blocks of `zones` that the image has.
+    func blocks(of zones: Range<Int>) -> BlockRun {
+        let start = UInt64(zones.lowerBound) * UInt64(Region.zoneBlocks)
+        return BlockRun(
+            start: BlockNumber(start), count: min(UInt64(zones.upperBound) * UInt64(Region.zoneBlocks), blockCount) - start)
+    }
+
     // MARK: allocation
 
-    /// Takes up to `wanted` blocks in a row for `kind`, from where it last stopped; nil when nothing at all is free.
+    /// Takes up to `wanted` blocks in a row for `kind`, from where it last stopped; nil when nothing backed is free.
     public func allocate(_ kind: SpaceClass, wanted: UInt64) -> BlockRun? {
-        guard free > 0 else { return nil }
+        guard backedFree > 0 else { return nil }
         var position = cursor[Int(kind.rawValue)]
-        if position == 0 || zoneClass[Int(position / UInt64(Region.zoneBlocks))] != kind.rawValue {
-            guard let zone = nextZone(kind, after: Int(position / UInt64(Region.zoneBlocks))) else { return nil }
+        let current = Int(position / UInt64(Region.zoneBlocks))
+        if position == 0 || zoneClass[current] != kind.rawValue || !zoneBacked[current] {
+            guard let zone = nextZone(kind, after: current) else { return nil }
             position = UInt64(zone) * UInt64(Region.zoneBlocks)
         }
         while true {
@@ -215,7 +257,7 @@ public final class SpaceMap: @unchecked Sendable {
     /// Takes a chunk: `count` blocks at a multiple of `count`, which divides a zone.
     public func allocateChunk(_ count: UInt64) -> BlockNumber? {
         func find(_ accept: (Int) -> Bool) -> BlockNumber? {
-            for zone in 0..<zoneFree.count where accept(zone) && zoneFree[zone] >= Int32(count) {
+            for zone in 0..<zoneFree.count where zoneBacked[zone] && zoneFree[zone] >= Int32(count) && accept(zone) {
                 for part in 0..<(UInt64(Region.zoneBlocks) / count) {
                     let run = BlockRun(
                         start: BlockNumber(UInt64(zone) * UInt64(Region.zoneBlocks) + part * count), count: count)
@@ -244,7 +286,7 @@ public final class SpaceMap: @unchecked Sendable {
         for step in 1...zones {
             let zone = (after + step) % zones
             let room = zoneFree[zone]
-            guard room > 0 else { continue }
+            guard room > 0, zoneBacked[zone] else { continue }
             if zoneClass[zone] == kind.rawValue {
                 if room >= Int32(Region.zoneBlocks / 4) { return zone }
                 if partly == nil { partly = zone }

@@ -78,17 +78,17 @@ extension Volume {
         return 0
     }
 
-    /// relatime: the access time moves when it is not after the last change, or a day old.
+    /// relatime: the access time moves when it is not after the last change, or a day old; strictatime: whenever we are asked.
     private func touchAccessTime(_ inode: InodeNumber) throws(ViewError) {
-        guard options.accessTimes == .relative, journal != nil, failureText == nil else { return }
+        guard options.accessTimes != .never, journal != nil, failureText == nil else { return }
         let item = try view.attributes(inode).item
         let time = now()
-        guard item.accessed <= item.modified || item.accessed <= item.changed
+        guard options.accessTimes == .always || item.accessed <= item.modified || item.accessed <= item.changed
             || time.nanoseconds &- item.accessed.nanoseconds > 86_400_000_000_000
         else { return }
         // Never worth waiting for.
         guard view.tree.dirtyCount < 2 * limits.dirtyNodes, sealed.count <= 4, !spareChunks.isEmpty,
-            space!.map.free > limits.reserve
+            space!.map.backedFree > limits.reserve
         else { return }
         try perform(.access, payload: 16, .housekeeping, time: time) { bytes in
             bytes.set(u64: inode.value, at: 0)
@@ -292,10 +292,6 @@ extension Volume {
 
     private func takeData(_ wanted: UInt64) throws(ViewError) -> BlockRun {
         guard let run = space!.map.allocate(.data, wanted: wanted) else { throw .refused(.noSpace) }
-        do throws(DeviceError) { try space!.provide(run) } catch {
-            try? space!.map.release(run)
-            throw error.errno == ENOSPC ? .refused(.noSpace) : .device(error)
-        }
         return run
     }
 

@@ -5,6 +5,7 @@
 
 public import Device
 public import Format
+import Glibc
 import Journal
 import Memory
 import Space
@@ -46,6 +47,11 @@ public enum Formatter {
         let blockCount = device.blockCount
         let chunkBlocks: UInt32 = blockCount < 1 << 18 ? 256 : 1024
         let map = SpaceMap.empty(blockCount: blockCount)
+        let space = Space(
+            map: map, tree: Tree(cache: Space.makeCache(), device: device, kind: .space, id: options.id), device: device,
+            id: options.id)
+        space.chunkBlocks = UInt64(chunkBlocks)
+        let lock = Lock()
         func take(_ start: UInt64, _ count: UInt64) throws(Space.Failure) {
             do throws(SpaceError) {
                 try map.claim(BlockRun(start: BlockNumber(start), count: count), .space)
@@ -53,14 +59,20 @@ public enum Formatter {
         }
         try take(0, Superblock.reservedBlocks)
         try take(blockCount - 1, 1)
+        // What a full host must not be able to take away: the reserve, the journal, and what is written here.
+        let reserve = VolumeLimits(blockCount: blockCount, chunkBlocks: chunkBlocks, cacheBytes: .max).reserve + 4 * Int(chunkBlocks)
+        try space.backWhatIsUsed(lock: lock)
+        try space.back(atLeast: reserve, lock: lock)
+        guard !space.hostIsFull else {
+            throw .device(
+                DeviceError(
+                    .allocate, errno: ENOSPC,
+                    "\(device.name): the disk that holds the image has no room for journal and reserve (\(reserve * blockSize >> 20) MiB)"))
+        }
         guard let chunk = map.allocateChunk(UInt64(chunkBlocks)), let successor = map.allocateChunk(UInt64(chunkBlocks)) else {
             throw .damaged("no space for the journal")
         }
 
-        let space = Space(
-            map: map, tree: Tree(cache: Space.makeCache(), device: device, kind: .space, id: options.id), device: device,
-            id: options.id)
-        space.chunkBlocks = UInt64(chunkBlocks)
         space.openedChunks[0] = ChunkItem(address: chunk, first: SequenceNumber(1), epoch: 1)
         let tree = Tree(
             cache: PageCache(limit: 64, reserved: 1024), device: device, kind: .main, id: options.id)
@@ -76,7 +88,6 @@ public enum Formatter {
             chunk: BlockNumber(0), serial: 0, block: 0, epoch: 0, nonce: 0, chain: 0, next: SequenceNumber(0))
         let frozen = tree.freeze()
         var frozenSpace = space.freeze()
-        let lock = Lock()
         let nodes = try space.take(.node, frozen.count, &frozenSpace, lock: lock)
         do throws(DeviceError) {
             try Volume.zero(chunk, count: UInt64(chunkBlocks), device)

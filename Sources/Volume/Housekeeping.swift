@@ -34,7 +34,7 @@ extension Volume {
                     || view.pages.unposted >= limits.unposted || view.freed.count >= limits.deadEntries
                 checkpointForced = false
                 if due { unlocked { try? checkpoint(clean: false) } }
-                if space!.map.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
+                if space!.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
                 continue
             }
             if spareChunks.count < limits.spareChunks || reclaimable.isEmpty { _ = lock.wait(nanoseconds: 200_000_000) }
@@ -51,9 +51,7 @@ extension Volume {
 
     /// Takes chunks and zeroes them, so that commits overwrite blocks which the host has already allocated and written.
     func refillChunks() {
-        while spareChunks.count < limits.spareChunks, failureText == nil,
-            let chunk = space!.map.allocateChunk(UInt64(superblock.chunkBlocks))
-        {
+        while spareChunks.count < limits.spareChunks, failureText == nil, let chunk = takeChunk() {
             var failed: DeviceError?
             unlocked {
                 do throws(DeviceError) { try Volume.zero(chunk, count: UInt64(superblock.chunkBlocks), device) } catch {
@@ -69,6 +67,12 @@ extension Volume {
             spareChunks.append(chunk)
             lock.broadcast()
         }
+    }
+
+    private func takeChunk() -> BlockNumber? {
+        if let chunk = space!.map.allocateChunk(UInt64(superblock.chunkBlocks)) { return chunk }
+        guard space!.free > space!.map.backedFree, (try? backMore(space!.map.backedFree)) != nil else { return nil }
+        return space!.map.allocateChunk(UInt64(superblock.chunkBlocks))
     }
 
     static func zero(_ start: BlockNumber, count: UInt64, _ device: any BlockDevice) throws(DeviceError) {
@@ -180,15 +184,15 @@ extension Volume {
         while !reclaimable.isEmpty && failureText == nil { guard reclaimBatch() else { break } }
         let target = roomWanted > 0 ? limits.reserve + roomWanted : limits.lowWater
         let wanted = roomWanted
-        let before = space!.map.free
+        let before = space!.free
         // Moving the horizon is itself a record, which the next checkpoint writes and the next move could give up: what counts is the
         // space won. What died lately is free two checkpoints and a move later, so a few steps may pass without any.
         var idle = 0
         var best = before
         // Free blocks in which no chunk of the journal finds a place are as good as none.
-        while space!.map.free < target || spareChunks.isEmpty, failureText == nil && !stopping && idle < 6 {
+        while space!.free < target || spareChunks.isEmpty, failureText == nil && !stopping && idle < 6 {
             idle += 1
-            let missing = max(target - space!.map.free, Int(superblock.chunkBlocks))
+            let missing = max(target - space!.free, Int(superblock.chunkBlocks))
             let ceiling = olderCheckpoint
             let current = horizon
             var candidate: SequenceNumber?
@@ -205,13 +209,14 @@ extension Volume {
             } else {
                 break
             }
-            if space!.map.free >= best + 64 {
-                best = space!.map.free
+            if space!.free >= best + 64 {
+                best = space!.free
                 idle = 0
             }
         }
-        let free = space!.map.free
+        let free = space!.free
         if wanted > 0 {
+            exhaustedSince = now().nanoseconds
             roomExhausted = free < limits.reserve + wanted || spareChunks.isEmpty
             roomWanted = 0
         } else if free <= before {
@@ -233,7 +238,7 @@ extension Volume {
         return last
     }
 
-    private func moveHorizon(to sequence: SequenceNumber) {
+    func moveHorizon(to sequence: SequenceNumber) {
         do throws(OperationError) {
             try mutate(deletes: true, onCheckpointer: true) { () throws(ViewError) in
                 try perform(.horizon, payload: 8, .housekeeping, time: now()) { $0.set(u64: sequence.value, at: 0) }

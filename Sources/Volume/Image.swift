@@ -35,6 +35,8 @@ public final class Image {
     /// Checkpoints, chunks; the map is not loaded.
     public let space: Space
 
+    private var knownHorizon: SequenceNumber?
+
     /// Opens an image. A device without any Daybook superblock gives `.notDaybook`.
     public init(_ device: any BlockDevice) throws(OpenError) {
         self.device = device
@@ -96,18 +98,37 @@ public final class Image {
         return nil
     }
 
+    /// The oldest retained sequence. After a crash a record behind the checkpoint may have moved it, and what was given up may have
+    /// been written over already. Where the journal cannot be read, what is known up to there.
+    public var horizon: SequenceNumber {
+        if let knownHorizon { return knownHorizon }
+        var horizon = superblock.horizon
+        if !superblock.isClean, let reader = try? JournalReader(
+            device: device, id: superblock.id, chunkBlocks: superblock.chunkBlocks, from: superblock.checkpoint.journal,
+            cut: superblock.cut)
+        {
+            while let frame = try? reader.next() {
+                try? frame.forEachRecord(mapping: { $0 }) { (record) throws(FormatError) in
+                    if record.type == .horizon { horizon = max(horizon, SequenceNumber(record.payload.u64(at: 0))) }
+                }
+            }
+        }
+        knownHorizon = horizon
+        return horizon
+    }
+
     /// The checkpoint that replaying to `point` starts from.
     public func checkpoint(for point: Point) throws(OpenError) -> CheckpointItem {
         do throws(Space.Failure) {
             switch point {
             case .sequence(let sequence):
-                if sequence >= superblock.horizon, let item = try space.checkpoint(atOrBefore: sequence) { return item }
+                if sequence >= horizon, let item = try space.checkpoint(atOrBefore: sequence) { return item }
             case .time(let time):
-                if let item = try space.checkpoints().last(where: { $0.time <= time }) { return item }
+                if let item = try space.checkpoints().last(where: { $0.time <= time }), item.sequence >= horizon { return item }
             }
         } catch { throw OpenError(error) }
         throw OpenError(
-            .noSuchPoint, "\(device.name): no history that far back; the oldest retained sequence is \(superblock.horizon)")
+            .noSuchPoint, "\(device.name): no history that far back; the oldest retained sequence is \(horizon)")
     }
 
     /// The view at a point, or the newest state when nil. The result says where the journal ended for it.

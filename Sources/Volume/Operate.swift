@@ -48,7 +48,7 @@ extension Volume {
         guard failureText == nil else { throw .readOnly }
         if view.tree.dirtyCount < 2 * limits.dirtyNodes && sealed.count <= 4 && view.pages.dirty.count <= limits.dirtyPages
             && view.pages.unposted < 2 * limits.unposted && view.freed.count < 2 * limits.deadEntries && !spareChunks.isEmpty
-            && space!.map.free >= limits.reserve + blocks
+            && space!.map.backedFree >= limits.reserve + blocks
         { return }
         try admitSlowly(blocks: blocks, deletes: deletes)
     }
@@ -63,10 +63,20 @@ extension Volume {
             } else if sealed.count > 4 || view.pages.dirty.count > limits.dirtyPages {
                 commitWanted = sealed.count > 4
                 writeBackWanted = true
-            } else if space!.map.free < limits.reserve + blocks || spareChunks.isEmpty {
+            } else if space!.map.backedFree < limits.reserve + blocks && space!.free > space!.map.backedFree {
+                try backMore(limits.reserve + blocks)
+                continue
+            } else if space!.map.backedFree < limits.reserve + blocks || spareChunks.isEmpty {
                 // What deletes may go on into the reserve: it is there so that a full disk can delete.
-                if deletes && space!.map.free > limits.reserve / 2 && (!spareChunks.isEmpty || journalHasRoom) { return }
-                if roomExhausted { throw .noSpace }
+                if deletes && space!.map.backedFree > limits.reserve / 2 && (!spareChunks.isEmpty || journalHasRoom) { return }
+                if roomExhausted {
+                    // A reader that held history may have gone since, or the host have room again; nobody tells us.
+                    let waited = now().nanoseconds - exhaustedSince
+                    guard waited < 0 || waited >= Self.exhaustionHolds else { throw .noSpace }
+                    roomExhausted = false
+                    space!.tryHostAgain()
+                    continue
+                }
                 roomWanted = max(roomWanted, blocks + 1)
                 checkpointWanted = true
             } else {
@@ -76,6 +86,22 @@ extension Volume {
             lock.wait()
         }
     }
+
+    /// Asks the host for room for `wanted` free blocks and some more. With the lock held; drops it.
+    func backMore(_ wanted: Int) throws(OperationError) {
+        lock.unlock()
+        defer { lock.lock() }
+        do throws(Space.Failure) { try space!.back(atLeast: wanted + Self.backingAhead, lock: lock) } catch {
+            let why = "backing for free blocks: \(error)"
+            lock.withLock { fail(why) }
+            throw .io(why)
+        }
+    }
+
+    /// Blocks backed beyond what is asked for: 64 MiB.
+    static let backingAhead = 16_384
+    /// Nanoseconds for which "no more room can be made" is believed.
+    private static let exhaustionHolds: Int64 = 2_000_000_000
 
     /// The checkpointer cannot wait for itself: what others would wait for, it does, or it goes without.
     private func admitHousekeeping() throws(OperationError) {
@@ -147,7 +173,10 @@ extension Volume {
         _ type: RecordType, payload: Int, _ caller: Caller, time: Timestamp, flags: UInt16 = 0, _ fill: (RawBytes) -> Void
     ) throws(ViewError) {
         let journal = journal!
-        if !journal.fits(payload: payload) { seal() }
+        if !journal.fits(payload: payload) {
+            seal()
+            guard failureText == nil else { throw .refused(.readOnly) }
+        }
         let bytes = journal.append(type, payload: payload, time: time, uid: caller.uid, gid: caller.gid, pid: caller.pid)
         if flags != 0 { bytes.set(u16: flags, at: 6) }
         fill(bytes.from(RecordHeader.size))
@@ -169,7 +198,7 @@ extension Volume {
         }
         if !checkpointWanted
             && (view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
-                || view.pages.unposted >= limits.unposted || view.freed.count >= limits.deadEntries || space!.map.free < limits.lowWater && !roomQuiet)
+                || view.pages.unposted >= limits.unposted || view.freed.count >= limits.deadEntries || space!.free < limits.lowWater && !roomQuiet)
         {
             checkpointWanted = true
             lock.broadcast()

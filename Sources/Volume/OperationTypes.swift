@@ -70,7 +70,7 @@ public enum RenameFlags {
 public enum SeekTarget: Sendable { case data, hole }
 
 /// Reading updates access times: never, or when they are older than the last change or a day.
-public enum AccessTimePolicy: Sendable { case never, relative }
+public enum AccessTimePolicy: Sendable { case never, relative, always }
 
 /// A point in the history.
 public enum Point: Sendable, Equatable {

@@ -121,6 +121,10 @@ extension Volume {
             mayMoveHorizon: mayMoveHorizon, onEvent: onEvent)
         volume.recovery = result
         volume.recordsSinceCheckpoint = Int(result.records)
+        do throws(Space.Failure) {
+            try space.backWhatIsUsed(lock: volume.lock)
+            try space.back(atLeast: volume.limits.reserve + backingAhead, lock: volume.lock)
+        } catch { throw OpenError(error) }
         if unclean {
             let milliseconds = (clock().nanoseconds - started.nanoseconds) / 1_000_000
             volume.recoveryReport = result.report + ", in \(milliseconds) ms"

@@ -73,6 +73,8 @@ public final class Volume: @unchecked Sendable {
     var roomWanted = 0
     /// No more room can be made until something is deleted: set by the checkpointer.
     var roomExhausted = false
+    /// When that was found.
+    var exhaustedSince: Int64 = 0
     /// Going below the low-water mark asks for nothing until the next checkpoint: there was nothing to give up.
     var roomQuiet = false
     /// Chunks taken and zeroed ahead of use.
@@ -138,7 +140,7 @@ public final class Volume: @unchecked Sendable {
             result.blocks = superblock.blockCount
             if let space {
                 let pendingDead = view.freed.reduce(0) { $0 + UInt64($1.count) }
-                let free = UInt64(space.map.free) + space.historyBlocks + pendingDead
+                let free = UInt64(space.free) + space.historyBlocks + pendingDead
                 result.free = min(free, result.blocks)
                 result.available = result.free > UInt64(limits.reserve) ? result.free - UInt64(limits.reserve) : 0
             } else {

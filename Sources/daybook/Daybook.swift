@@ -49,6 +49,11 @@ struct CommandError: Error, CustomStringConvertible {
         self.description = description
         self.status = status
     }
+    /// A path that leads nowhere.
+    static func missing(_ path: String) -> CommandError {
+        let number = errno
+        return isUnreadable(path) ? CommandError("\(path): names that are not UTF-8 are not supported here") : .system(path, number)
+    }
     /// The reason is in `errno`.
     static func system(_ what: String, _ number: Int32 = errno) -> CommandError {
         CommandError("\(what): \(String(cString: strerror(number)))")
@@ -66,6 +71,9 @@ struct UsageError: Error, CustomStringConvertible {
         let arguments = Invocation.arguments(CommandLine.arguments)
         let known = Daybook.configuration.subcommands.map { $0._commandName }
         let command = arguments.first.flatMap { known.contains($0) ? $0 : nil }
+        if arguments.first == "help", arguments.count > 1, !known.contains(arguments[1]) {
+            exit(report(UsageError("there is no command '\(arguments[1])' (try 'daybook --help')"), of: nil))
+        }
         do {
             var parsed = try Daybook.parseAsRoot(arguments)
             try parsed.run()

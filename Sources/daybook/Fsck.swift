@@ -138,7 +138,7 @@ private final class FsckSession {
 
     init(_ command: FsckCommand, _ image: String) throws(CommandError) {
         self.command = command
-        guard let resolved = ProcessFiles.resolved(image) else { throw .system(image) }
+        guard let resolved = ProcessFiles.resolved(image) else { throw .missing(image) }
         path = resolved
         do throws(DeviceError) { file = try FileDevice(path: path, access: command.changeNothing ? .readOnly : .readWrite) } catch {
             throw CommandError(error.description)
@@ -153,7 +153,9 @@ private final class FsckSession {
         bar = ProgressLine(command.progress, path)
     }
 
-    private var mayRepair: Bool { command.preen || command.repairAll }
+    /// Whether this version may write to the filesystem at all.
+    private var mayWrite = true
+    private var mayRepair: Bool { mayWrite && (command.preen || command.repairAll) }
 
     func run() throws(CommandError) -> Int32 {
         defer { withExtendedLifetime(lock) {} }
@@ -164,11 +166,15 @@ private final class FsckSession {
             return FsckStatus.clean
         }
         for finding in slots.findings { say(finding) }
+        if slots.newest.readOnlyCompatible & ~Superblock.knownReadOnlyCompatible != 0 {
+            mayWrite = false
+            if !command.changeNothing { print("\(path): has features that this version can only read; nothing will be repaired") }
+        }
         // Findings of the slots that somebody has to answer for in the end.
         var open = Set(slots.findings.map(\.code))
 
         // What is marked as damaged is not written to before a check has found it in order.
-        let inMemory = command.changeNothing || open.contains(.markedDamaged)
+        let inMemory = command.changeNothing || !mayWrite || open.contains(.markedDamaged)
         let target: any BlockDevice = inMemory ? OverlayDevice(file) : file
         if open.contains(.markedDamaged) { try unmark(slots, target) }
         if slots.needsReplay {

@@ -27,7 +27,7 @@ final class ImageSource {
     static let attempts = 8
 
     init(_ argument: String) throws(CommandError) {
-        guard let resolved = ProcessFiles.resolved(argument) else { throw .system(argument) }
+        guard let resolved = ProcessFiles.resolved(argument) else { throw .missing(argument) }
         var status = stat()
         // Not lstat: resolved. A dead mount answers with ENOTCONN, but its image can still be read.
         let found = stat(resolved, &status) == 0
@@ -107,7 +107,7 @@ final class ImageSource {
             } catch { throw OpenError(.noSuchPoint, "\(path): \(error.description)") }
             defer { pin.release() }
             let current = try Image(device)
-            guard current.superblock.horizon <= item.sequence else {
+            guard current.horizon <= item.sequence else {
                 throw OpenError(.noSuchPoint, "\(path): sequence \(item.sequence) is no longer retained")
             }
             return try body(current, item)
@@ -125,7 +125,7 @@ final class ImageSource {
                 guard let pin = try? ImageLock.pin(descriptor: device.descriptor, sequence: item.sequence) else { continue }
                 defer { pin.release() }
                 let current = try Image(device)
-                guard current.superblock.horizon <= item.sequence else { continue }
+                guard current.horizon <= item.sequence else { continue }
                 let (items, loss) = try retained(current)
                 return try body(current, items.filter { $0.sequence >= item.sequence }, loss)
             }
@@ -152,7 +152,7 @@ extension Image {
     func retained() throws(OpenError) -> [CheckpointItem] {
         let items: [CheckpointItem]
         do throws(Space.Failure) { items = try space.checkpoints() } catch { throw error.asOpenError(device) }
-        return items.filter { $0.sequence >= superblock.horizon }
+        return items.filter { $0.sequence >= horizon }
     }
 }
 
@@ -175,6 +175,9 @@ func joined(_ base: String, _ part: [UInt8]) -> [UInt8] {
     }
     return names.isEmpty ? [slash] : Array(names.map { [slash] + $0 }.joined())
 }
+
+/// Whether an argument is not what was typed: its bytes are not UTF-8. The names of images and mount points have to be.
+func isUnreadable(_ text: String) -> Bool { argumentBytes(text) != Array(text.utf8) }
 
 /// The bytes behind a command-line argument, which the parser shows as text even where they are not UTF-8.
 func argumentBytes(_ text: String) -> [UInt8] {

@@ -31,6 +31,12 @@ struct MountError: Error {
         self.message = message
         self.status = status
     }
+    /// A path that leads nowhere.
+    static func missing(_ path: String, _ what: String) -> MountError {
+        let number = errno
+        guard isUnreadable(path) else { return .system(what + path, number) }
+        return MountError("\(what)\(path): names that are not UTF-8 are not supported here", MountStatus.usage)
+    }
     /// The reason is in `errno`.
     static func system(_ what: String, _ number: Int32 = errno) -> MountError {
         let denied = number == EACCES || number == EPERM
@@ -47,7 +53,9 @@ struct MountCommand: ParsableCommand {
               at=SEQUENCE|TIME       the state at that point, read only; TIME is 2026-01-31[ 12:00[:00]], RFC 3339 or @SECONDS
               commit=SECONDS         longest time that a change waits to be durable (default 5)
               cache=SIZE             memory for the cache, at least 16M
-              noatime, relatime      never keep access times; keep them roughly (default)
+              noatime, relatime, strictatime
+                                     never keep access times; keep them roughly (default); at every read that the kernel's cache
+                                     does not answer
               writeback              let the kernel collect small writes before it hands them over
               latency=0|1            spend power on quick answers while requests flow (default 1 for root)
               threads=N              how many threads serve requests (default 2)
@@ -102,8 +110,8 @@ struct MountTarget {
     let directory: String
 
     init(image: String, directory: String) throws(MountError) {
-        guard let image = resolve(image) else { throw .system(image) }
-        guard let directory = resolve(directory) else { throw .system("mount point \(directory)") }
+        guard let image = resolve(image) else { throw MountError.missing(image, "") }
+        guard let directory = resolve(directory) else { throw MountError.missing(directory, "mount point ") }
         var status = stat()
         guard stat(directory, &status) == 0 else {
             if errno == ENOTCONN {
@@ -220,7 +228,10 @@ extension MountCommand {
             device = try FileDevice(path: target.image, access: settings.readOnly ? .readOnly : .readWrite)
         } catch {
             let denied = error.errno == EACCES || error.errno == EPERM || error.errno == EROFS
-            throw MountError(error.description, denied ? MountStatus.usage : MountStatus.failure)
+            let readable = denied && !settings.readOnly && (try? FileDevice(path: target.image, access: .readOnly)) != nil
+            throw MountError(
+                error.description + (readable ? " for writing (it can be mounted read-only: -o ro)" : ""),
+                denied ? MountStatus.usage : MountStatus.failure)
         }
         if settings.readOnly { return (device, try pin(device, settings)) }
         var attempts = 500
@@ -239,6 +250,7 @@ extension MountCommand {
     /// Holds back the horizon at the checkpoint that the view starts from, for as long as the mount lives: a writer on the same
     /// image keeps what the view needs (ImageLock, K2).
     private func pin(_ device: FileDevice, _ settings: MountSettings) throws(MountError) -> ImageLock {
+        do throws(LockError) { try ImageLock.refuseWriterUnderOtherName(device.name) } catch { throw MountError(error.description) }
         do throws(OpenError) {
             var reason = ""
             for _ in 0..<8 {

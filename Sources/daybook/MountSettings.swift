@@ -59,6 +59,9 @@ struct MountSettings {
         case "noatime":
             volume.accessTimes = .never
             kernelFlags["atime"] = false
+        case "strictatime":
+            volume.accessTimes = .always
+            kernelFlags["atime"] = nil
         case "relatime", "atime":
             volume.accessTimes = .relative
             kernelFlags["atime"] = nil
