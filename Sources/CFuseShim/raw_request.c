@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <linux/fuse.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -70,6 +71,92 @@ static ssize_t receive(int descriptor, void *buffer, size_t size, void *userdata
 int daybook_fuse_install_io(struct fuse_session *session) {
     static const struct fuse_custom_io io = {.writev = reply, .read = receive};
     return daybook_fuse_can_complete_init() ? fuse_session_custom_io(session, &io, fuse_session_fd(session)) : 0;
+}
+
+static int send_reply(int descriptor, uint64_t unique, const void *body, size_t size) {
+    struct fuse_out_header header = {.len = (uint32_t)(sizeof header + size), .unique = unique};
+    struct iovec vector[2] = {{&header, sizeof header}, {(void *)body, size}};
+    return writev(descriptor, vector, 2) < 0 ? -errno : 0;
+}
+
+static void fill_attributes(struct fuse_attr *to, const struct stat *from) {
+    to->ino = from->st_ino;
+    to->size = (uint64_t)from->st_size;
+    to->blocks = (uint64_t)from->st_blocks;
+    to->atime = (uint64_t)from->st_atim.tv_sec;
+    to->mtime = (uint64_t)from->st_mtim.tv_sec;
+    to->ctime = (uint64_t)from->st_ctim.tv_sec;
+    to->atimensec = (uint32_t)from->st_atim.tv_nsec;
+    to->mtimensec = (uint32_t)from->st_mtim.tv_nsec;
+    to->ctimensec = (uint32_t)from->st_ctim.tv_nsec;
+    to->mode = from->st_mode;
+    to->nlink = (uint32_t)from->st_nlink;
+    to->uid = from->st_uid;
+    to->gid = from->st_gid;
+    to->rdev = (uint32_t)from->st_rdev;
+    to->blksize = (uint32_t)from->st_blksize;
+}
+
+int daybook_fuse_reply_temporary(int descriptor, uint64_t unique, const struct fuse_entry_param *entry) {
+    struct {
+        struct fuse_entry_out entry;
+        struct fuse_open_out open;
+    } answer = {
+        .entry = {.nodeid = entry->ino, .generation = entry->generation, .attr_valid = (uint64_t)entry->attr_timeout},
+        .open = {.open_flags = FOPEN_KEEP_CACHE},
+    };
+    fill_attributes(&answer.entry.attr, &entry->attr);
+    return send_reply(descriptor, unique, &answer, sizeof answer);
+}
+
+// struct fuse_statx_out of newer kernel headers (protocol 7.39).
+struct statx_time {
+    int64_t seconds;
+    uint32_t nanoseconds;
+    int32_t reserved;
+};
+struct statx_answer {
+    uint64_t valid;
+    uint32_t valid_nanoseconds, flags;
+    uint64_t spare[2];
+    uint32_t mask, block_size;
+    uint64_t attributes;
+    uint32_t links, uid, gid;
+    uint16_t mode, spare0;
+    uint64_t inode, size, blocks, attributes_mask;
+    struct statx_time accessed, born, changed, modified;
+    uint32_t device_major, device_minor, filesystem_major, filesystem_minor;
+    uint64_t spare2[14];
+};
+_Static_assert(sizeof(struct statx_answer) == 288, "fuse_statx_out");
+_Static_assert(sizeof(struct daybook_fuse_raw) == sizeof(struct fuse_in_header) + 16, "TMPFILE");
+
+static struct statx_time statx_time(const struct timespec *time) {
+    return (struct statx_time){.seconds = time->tv_sec, .nanoseconds = (uint32_t)time->tv_nsec};
+}
+
+int daybook_fuse_reply_statx(
+    int descriptor, uint64_t unique, const struct stat *status, const struct timespec *born, double valid) {
+    struct statx_answer answer = {
+        .valid = (uint64_t)valid,
+        // STATX_BASIC_STATS | STATX_BTIME
+        .mask = 0xfff,
+        .block_size = (uint32_t)status->st_blksize,
+        .links = (uint32_t)status->st_nlink,
+        .uid = status->st_uid,
+        .gid = status->st_gid,
+        .mode = (uint16_t)status->st_mode,
+        .inode = status->st_ino,
+        .size = (uint64_t)status->st_size,
+        .blocks = (uint64_t)status->st_blocks,
+        .accessed = statx_time(&status->st_atim),
+        .born = statx_time(born),
+        .changed = statx_time(&status->st_ctim),
+        .modified = statx_time(&status->st_mtim),
+        .device_major = major(status->st_rdev),
+        .device_minor = minor(status->st_rdev),
+    };
+    return send_reply(descriptor, unique, &answer, sizeof answer);
 }
 
 int daybook_fuse_reply_raw(int descriptor, uint64_t unique, int error) {

@@ -10,8 +10,10 @@
 // a Volume on the device itself or on an OverlayDevice.
 //
 // (C1) Nothing is written.
-// (C2) Each block is claimed for exactly one purpose. A second claim is a finding (or, of past trees, the sharing that is due).
-// (C3) Memory: a bit a block in use for each of six sets, 40 bytes an inode, 24 bytes an entry up to `entryLimit`.
+// (C2) Each block is claimed for exactly one purpose. A second claim is a finding (or, of past trees, the sharing that is due;
+//      or that of a shared block, which as many extents have to claim as its share item says).
+// (C3) Memory: a bit a block in use for each of six sets, 40 bytes an inode, 24 bytes an entry up to `entryLimit`, 4 bytes a
+//      shared block.
 // (C4) Whatever the image holds, the walk ends: a node is entered once, a list block read once, a chunk walked once.
 
 public import Device
@@ -90,6 +92,9 @@ public final class Checker {
     var regions: [UInt64: RegionItem] = [:]
     var checkpoints: [CheckpointItem] = []
     var chunks: [(serial: UInt64, item: ChunkItem)] = []
+
+    var shares: [ShareClaim] = []
+    var shareCounts = ShareCounts()
 
     // What the tree says.
     var inodes = InodeTable()

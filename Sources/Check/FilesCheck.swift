@@ -288,7 +288,7 @@ private final class FilesPass {
         extentEnd = max(extentEnd, key.low + count)
         if !extent.isUnwritten { dataEnd = max(dataEnd, key.low + count) }
         if extent.birth > sequence { checker.found(.bornLater, "an extent born at \(extent.birth)", block: extent.start, inode: inode) }
-        guard checker.claim(extent.start, count, "file data", inode: inode) else { return }
+        guard checker.claimData(extent.start, count, inode: inode) else { return }
         checker.liveData.insert(extent.start.value, count)
         if let data, !extent.isUnwritten { data.verify(extent, value, at: key.low, inode) }
     }
@@ -298,6 +298,7 @@ private final class FilesPass {
     func finish() {
         close()
         guard isComplete else { return }
+        checker.checkShares()
         for (owner, value) in values.sorted(by: { $0.key < $1.key }) {
             checker.found(.xattrValue, "an extended attribute's value of \(value.length) bytes, due under number \(owner), is missing", inode: value.inode)
         }

@@ -69,6 +69,7 @@ public enum FindingCode: UInt16, Sendable, CaseIterable, Comparable {
     case blockUsedButFree = 602
     case blockLeaked = 603
     case blockOutside = 604
+    case shareCount = 605
 
     case deadListDamaged = 701
     case deadEntry = 702
@@ -145,6 +146,7 @@ public enum FindingCode: UInt16, Sendable, CaseIterable, Comparable {
         case .blockUsedButFree: "A block in use is marked as free."
         case .blockLeaked: "A block marked as used belongs to nothing."
         case .blockOutside: "Something lies outside of the image or in its reserved blocks."
+        case .shareCount: "A shared block is held by more or fewer extents than its count says."
         case .deadListDamaged: "A list of dead blocks cannot be read or is not what its checkpoint says."
         case .deadEntry: "An entry of a dead list is malformed or of another interval."
         case .deadBlockInUse: "A block in a dead list is still in use, or dead twice."

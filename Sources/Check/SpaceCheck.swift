@@ -54,7 +54,10 @@ extension Checker {
         case .chunk:
             guard let item = ChunkItem(value), value.slice(24, 8).isZero else { return malformed() }
             chunks.append((key.low, item))
-        case .share, .cancellation, .tag, nil: malformed()
+        case .share:
+            guard let item = ShareItem(value) else { return malformed() }
+            takeShare(key.low, item)
+        case .cancellation, .tag, nil: malformed()
         }
     }
 

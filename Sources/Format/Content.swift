@@ -1,5 +1,5 @@
-// Content: the payload of write, truncate and fallocate: the new length, and segments that say what each touched run of
-// file blocks becomes.
+// Content: the payload of write, truncate, fallocate and (behind the source) clone: the new length, and segments that say
+// what each touched run of file blocks becomes.
 //
 //   payload  │ inode 8 │ offset 8 │ length 8 │ new size 8 │ mode 4 │ segments 4 │ fallocate mode 4 │ 0 4 │ segments … │
 //   segment  │ kind 1 │ 0 1 │ at 2 │ blocks or bytes 4 │ file block 8 │ home 8 │ CRCs or CRC + bytes, padded to 8 │
@@ -74,6 +74,8 @@ public struct Segment: Sendable {
         case unwritten = 2
         /// No blocks: reading as zero.
         case hole = 3
+        /// Blocks that another extent holds already and goes on holding; when they were born, and a CRC for each.
+        case shared = 4
     }
 
     public let kind: Kind
@@ -83,8 +85,10 @@ public struct Segment: Sendable {
     public let blocks: UInt64
     /// Of a patch: first byte within the block.
     public let offset: Int
-    /// Of a patch: the bytes. Of a run: the CRCs.
+    /// Of a patch: the bytes. Of a run or shared blocks: the CRCs.
     public let data: RawBytes
+    /// Of shared blocks: the birth of the extent that they were taken from.
+    public let birth: SequenceNumber
     let crcField: RawBytes
     /// Where the next segment begins.
     public let next: Int
@@ -103,7 +107,15 @@ public struct Segment: Sendable {
         let number = Int(bytes.u32(at: at + 4))
         let start = at + Self.fixed
         guard fileBlock <= 1 << 51 else { return nil }
+        birth = kind == .shared && bytes.count - start >= 8 ? SequenceNumber(bytes.u64(at: start)) : SequenceNumber(0)
         switch kind {
+        case .shared:
+            guard number > 0, number <= Self.maximumRun, bytes.count - start >= 8 + (number * 4 + 7) & ~7 else { return nil }
+            offset = 0
+            blocks = UInt64(number)
+            crcField = bytes.slice(start, 0)
+            data = bytes.slice(start + 8, number * 4)
+            next = start + 8 + ((number * 4 + 7) & ~7)
         case .run:
             guard number > 0, number <= Self.maximumRun, bytes.count - start >= (number * 4 + 7) & ~7 else { return nil }
             offset = 0
@@ -134,6 +146,7 @@ public struct Segment: Sendable {
     public func setPatchedCRC(_ value: UInt32) { crcField.set(u32: value, at: 0) }
 
     public static func size(run blocks: Int) -> Int { fixed + (blocks * 4 + 7) & ~7 }
+    public static func size(shared blocks: Int) -> Int { fixed + 8 + (blocks * 4 + 7) & ~7 }
     public static func size(patch bytes: Int) -> Int { fixed + (4 + bytes + 7) & ~7 }
 
     private static func storeFixed(_ bytes: RawBytes, _ kind: Kind, at offset: Int, _ number: Int, _ fileBlock: UInt64, _ home: BlockNumber) {
@@ -154,7 +167,35 @@ public struct Segment: Sendable {
         storeFixed(bytes, .patch, at: offset, data.count, fileBlock, home)
         bytes.copy(data, to: fixed + 4)
     }
+    public static func storeShared(
+        _ bytes: RawBytes, fileBlock: UInt64, home: BlockNumber, birth: SequenceNumber, crcs: RawBytes
+    ) {
+        storeFixed(bytes, .shared, at: 0, crcs.count / 4, fileBlock, home)
+        bytes.set(u64: birth.value, at: fixed)
+        bytes.copy(crcs, to: fixed + 8)
+    }
     public static func storePlain(_ bytes: RawBytes, kind: Kind, fileBlock: UInt64, home: BlockNumber, blocks: Int) {
         storeFixed(bytes, kind, at: 0, blocks, fileBlock, home)
+    }
+}
+
+/// clone: where it was taken from, then a content payload for the file that it went to.
+public struct ClonePayload: Sendable {
+    public static let fixed = 16
+    public let source: InodeNumber
+    /// Bytes.
+    public let sourceOffset: UInt64
+    public let content: ContentPayload
+
+    public init?(_ bytes: RawBytes) {
+        guard bytes.count >= Self.fixed, let content = ContentPayload(bytes.from(Self.fixed)) else { return nil }
+        source = InodeNumber(bytes.u64(at: 0))
+        sourceOffset = bytes.u64(at: 8)
+        self.content = content
+    }
+
+    public static func store(_ bytes: RawBytes, source: InodeNumber, offset: UInt64) {
+        bytes.set(u64: source.value, at: 0)
+        bytes.set(u64: offset, at: 8)
     }
 }

@@ -28,7 +28,7 @@ public enum SpaceItemType: UInt8, Sendable {
     case checkpoint = 2
     /// low: chunk serial; value: ChunkItem.
     case chunk = 3
-    /// Share counts of reflinked extents, by block. Reserved.
+    /// Blocks that several extents hold, by the first of them.
     case share = 4
     /// Cancelled dead entries. Reserved.
     case cancellation = 5

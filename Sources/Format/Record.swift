@@ -35,6 +35,7 @@ public enum RecordType: UInt16, Sendable, CaseIterable {
     case note = 33
     case rollback = 34
     case restore = 35
+    /// Blocks of one file become part of another one as well (copy_file_range).
     case clone = 36
 
     /// The operation's name, as `daybook log` shows it.
@@ -126,7 +127,11 @@ public struct Record: Sendable {
         case .access: ok = payload.count >= 16
         case .reclaim: ok = ReclaimPayload(payload) != nil
         case .horizon: ok = payload.count >= 8
-        case .tag, .note, .rollback, .restore, .clone: throw FormatError("of a type that this version does not know")
+        case .clone:
+            guard let clone = ClonePayload(payload) else { throw FormatError("malformed") }
+            try clone.content.validateSegments()
+            ok = true
+        case .tag, .note, .rollback, .restore: throw FormatError("of a type that this version does not know")
         }
         guard ok else { throw FormatError("malformed") }
     }

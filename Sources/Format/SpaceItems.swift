@@ -71,6 +71,30 @@ public struct RegionItem: Sendable, Equatable {
     }
 }
 
+/// Blocks in a row that several extents hold: 16 bytes.
+public struct ShareItem: Sendable, Equatable {
+    public static let size = 16
+    /// Blocks.
+    public var count: UInt32
+    /// Extents that hold them, less one: never 0.
+    public var further: UInt32
+
+    public init(count: UInt32, further: UInt32) {
+        self.count = count
+        self.further = further
+    }
+    public init?(_ bytes: RawBytes) {
+        guard bytes.count == Self.size, bytes.u32(at: 0) > 0, bytes.u32(at: 4) > 0, bytes.u64(at: 8) == 0 else { return nil }
+        count = bytes.u32(at: 0)
+        further = bytes.u32(at: 4)
+    }
+    public func store(_ bytes: RawBytes) {
+        bytes.set(u32: count, at: 0)
+        bytes.set(u32: further, at: 4)
+        bytes.set(u64: 0, at: 8)
+    }
+}
+
 /// A chunk of the journal: 32 bytes.
 public struct ChunkItem: Sendable, Equatable {
     public static let size = 32

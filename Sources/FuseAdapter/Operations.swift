@@ -279,16 +279,6 @@ private func sync(_ request: fuse_req_t) {
     }
 }
 
-/// SYNCFS, which libfuse does not know.
-func syncFilesystem(_ server: Server, _ raw: UnsafeRawPointer) {
-    let waiter = CommitWaiter(request: nil, unique: daybook_fuse_unique(raw))
-    if server.volume.lend({ $0.isCommitted }) {
-        server.commits.answer(waiter, 0)
-    } else {
-        server.commits.ask(waiter) { server.loop.leaveForLong(server.commits) }
-    }
-}
-
 // MARK: the connection
 
 /// INIT: what we ask of the kernel. Two more bits are asked for by the shim (raw_request.c).

@@ -26,7 +26,7 @@ final class RequestLoop: @unchecked Sendable {
     private static let overlapping = 24
 
     private let session: OpaquePointer
-    private let descriptor: Int32
+    let descriptor: Int32
     /// Written to when the loop is to end, so that the listener wakes.
     private let stopReader: Int32
     private let stopWriter: Int32
@@ -166,9 +166,7 @@ final class RequestLoop: @unchecked Sendable {
     }
 
     private func dispatch(_ server: Server, _ buffers: Buffers, _ count: Int) {
-        if daybook_fuse_opcode(buffers.request) == DAYBOOK_FUSE_SYNCFS.rawValue {
-            syncFilesystem(server, buffers.request)
-        } else {
+        if !serveRaw(server, buffers.request) {
             daybook_fuse_process(session, buffers.state, buffers.request, count)
         }
     }

@@ -32,6 +32,10 @@ public final class Space: @unchecked Sendable {
 
     /// What died since the last freeze: data by records; nodes are added by the checkpoint.
     public var dead: [DeadEntry] = []
+    /// What was cloned since then.
+    public var sharings: [Sharing] = []
+    /// Whether some blocks had several extents at the last checkpoint: then not all that is let go of is free.
+    public internal(set) var hasShares = false
     /// Blocks that only the slot to be overwritten next still names.
     public internal(set) var pending: [BlockRun] = []
     /// Blocks of the space state that the checkpoint before the coming one named and the coming one will not.
@@ -110,6 +114,7 @@ public final class Space: @unchecked Sendable {
             space.superseded = list.blocks.map { BlockRun(start: $0, count: 1) }
         } catch { throw Failure(error) }
         space.historyBlocks = min(superblock.historyBlocks, superblock.blockCount)
+        space.hasShares = try space.findShares()
         return space
     }
 

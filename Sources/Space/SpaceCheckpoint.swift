@@ -17,6 +17,7 @@ import Tree
 public struct FrozenSpace: Sendable {
     var bits: [Int: RegionBits]
     var dead: [DeadEntry]
+    var sharings: [Sharing]
     var chunks: [UInt64: ChunkItem]
 }
 
@@ -36,7 +37,7 @@ public struct WrittenSpace: Sendable {
 extension Space {
     /// Takes what belongs to the frozen sequence. With the lock held.
     public func freeze() -> FrozenSpace {
-        var frozen = FrozenSpace(bits: map.snapshot(), dead: dead, chunks: openedChunks)
+        var frozen = FrozenSpace(bits: map.snapshot(), dead: dead, sharings: sharings, chunks: openedChunks)
         // Chunks taken ahead of use are named by nothing on disk yet: after a crash they are free, and replay claims each
         // when it meets the header that names it.
         for chunk in spareChunks {
@@ -44,6 +45,7 @@ extension Space {
             for block in 0..<Int(chunkBlocks) { frozen.bits[region]?.clear(Int(chunk.value) % Region.blocks + block) }
         }
         dead = []
+        sharings = []
         openedChunks = [:]
         return frozen
     }
@@ -173,7 +175,9 @@ extension Space {
         _ item: inout CheckpointItem, _ replaced: CheckpointItem?, _ deadNodes: [ChildReference], _ frozen: inout FrozenSpace,
         lock: Lock
     ) throws(Failure) {
-        var entries = frozen.dead
+        var entries = try settle(frozen.dead, frozen.sharings)
+        let sharing = try findShares()
+        lock.withLock { hasShares = sharing }
         entries += deadNodes.map {
             DeadEntry(start: $0.address, count: 1, kind: .node, birth: $0.birth, death: item.sequence)
         }

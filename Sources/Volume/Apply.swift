@@ -11,6 +11,7 @@
 import Device
 public import Format
 import Memory
+import Space
 import Tree
 
 public enum ApplyMode: Sendable { case live, replay }
@@ -30,6 +31,7 @@ extension View {
         case .rename: try applyRename(RenamePayload(payload)!, header)
         case .setattr: try applyAttributes(AttributesPayload(payload)!, header)
         case .truncate, .write, .fallocate: try applyContent(ContentPayload(payload)!, header, mode)
+        case .clone: try applyContent(ClonePayload(payload)!.content, header, mode)
         case .setxattr: try applySetXattr(XattrPayload(payload)!, header)
         case .removexattr: try applyRemoveXattr(XattrPayload(payload)!, header)
         case .access:
@@ -37,7 +39,7 @@ extension View {
             try updateInode(inode, header) { $0.set(i64: payload.i64(at: 8), at: 32) }
         case .reclaim: try applyReclaim(ReclaimPayload(payload)!, header)
         case .horizon: break  // concerns the space state only
-        case .tag, .note, .rollback, .restore, .clone: throw .damaged("record \(record.sequence): unknown type")
+        case .tag, .note, .rollback, .restore: throw .damaged("record \(record.sequence): unknown type")
         }
         sequence = record.sequence
     }
@@ -351,6 +353,15 @@ extension View {
             return (segment.blocks, removed)
         case .patch:
             return (1, try applyPatch(inode, segment, header, mode))
+        case .shared:
+            guard header.type == .clone, segment.birth < header.sequence else { throw mismatch(header, "segment") }
+            // When the record was made these blocks were at home, whatever this replay has of them.
+            pages.settle(segment.home, segment.blocks)
+            shared.append(Sharing(position: freed.count, start: segment.home, count: segment.blocks))
+            let removed = try removeExtents(inode, from: first, to: last, kept: nil, death: header.sequence)
+            try insertExtent(
+                inode, at: first, home: segment.home, count: segment.blocks, crcs: segment.data, birth: segment.birth)
+            return (segment.blocks, removed)
         }
     }
 

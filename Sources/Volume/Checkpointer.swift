@@ -33,6 +33,8 @@ extension Volume {
         let posting = view.pages.freeze()
         space.dead = view.freed
         view.freed = []
+        space.sharings = view.shared
+        view.shared = []
         space.spareChunks = spareChunks
         var frozenSpace = space.freeze()
         let item = CheckpointItem(

@@ -1,4 +1,4 @@
-// ContentOperations: read, write, truncate, fallocate, copy.
+// ContentOperations: read, write, truncate, fallocate.
 //
 // A write becomes
 //   runs     whole blocks, given homes side by side and kept in memory until write-back (DataPages: dirty)
@@ -547,25 +547,5 @@ extension Volume {
             at += run.count
         }
         return true
-    }
-
-    // MARK: copying
-
-    /// copy_file_range(2) by copying; returns how many bytes, perhaps fewer than asked.
-    public func copyRange(
-        from source: InodeNumber, at sourceOffset: UInt64, to destination: InodeNumber, at offset: UInt64, length: UInt64,
-        _ caller: Caller
-    ) throws(OperationError) -> UInt64 {
-        let buffer = AlignedBuffer(count: 1 << 20)
-        var done: UInt64 = 0
-        let wanted = min(length, 8 << 20)
-        while done < wanted {
-            let count = try read(
-                source, at: sourceOffset + done, into: buffer.bytes.slice(0, Int(min(wanted - done, 1 << 20))))
-            if count == 0 { break }
-            try write(destination, at: offset + done, buffer.bytes.slice(0, count), killPrivileges: true, caller)
-            done += UInt64(count)
-        }
-        return done
     }
 }

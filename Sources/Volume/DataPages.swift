@@ -78,6 +78,24 @@ public final class DataPages: @unchecked Sendable {
         }
     }
 
+    /// Whether the block's home holds what it should, or soon will without any more ado: nothing is to be posted.
+    public func isSettled(_ home: BlockNumber) -> Bool {
+        let slot = cache.lookup(home.value)
+        return slot.isNone || flags(slot) & (Self.flagUnposted | Self.flagPosting) == 0
+    }
+
+    /// The blocks are known to be at home: pages of theirs that a replay rebuilt need not be posted, and may not be patched.
+    public func settle(_ start: BlockNumber, _ count: UInt64) {
+        guard unposted > 0 else { return }
+        for block in start.value..<(start.value + count) {
+            let slot = cache.lookup(block)
+            if !slot.isNone && isOpen(slot) {
+                markClean(slot)
+                unposted -= 1
+            }
+        }
+    }
+
     /// The blocks are no longer part of any file: unposted pages of theirs go (G3).
     public func giveUp(_ start: BlockNumber, _ count: UInt64) {
         guard unposted > 0 else { return }

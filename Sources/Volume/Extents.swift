@@ -3,7 +3,7 @@
 // (E1) Extents of one file do not overlap; each lies inside of the image.
 // (E2) A block leaves a file only through `removeExtents`, which makes its dead entry unless the same home stays in place.
 // (E3) Neighbours that continue each other on disk are one item up to 128 blocks; the merged item has the older birth,
-//      which keeps blocks for longer than needed, never for shorter.
+//      which keeps blocks for longer than needed, never for shorter. Older ones are not merged into a younger left neighbour.
 
 import Format
 import Memory
@@ -107,7 +107,7 @@ extension View {
         var done: UInt64 = 0
         // The left neighbour may take the beginning (E3).
         if at > 0, let (left, bytes) = try extent(inode, at: at - 1), left.item.flags == flags,
-            left.item.start.value + UInt64(left.item.blocks) == home.value, UInt64(left.item.blocks) < maximum
+            left.item.birth <= birth, left.item.start.value + UInt64(left.item.blocks) == home.value, UInt64(left.item.blocks) < maximum
         {
             let take = min(count, maximum - UInt64(left.item.blocks))
             var item = left.item

@@ -107,21 +107,50 @@ extension Volume {
         }
     }
 
-    /// Another name for an inode; counts one reference.
+    /// Makes a regular file without a name, on the filesystem of `directory` (O_TMPFILE). Counts one reference; once the last is
+    /// given back the file is gone, unless `link` gave it a name.
+    public func makeTemporary(
+        _ directory: InodeNumber, mode: UInt32, _ caller: Caller
+    ) throws(OperationError) -> Attributes {
+        try mutate(blocks: 8) { () throws(ViewError) in
+            guard FileKind(mode: mode) == .regular else { throw .refused(.invalid) }
+            let parent = try view.directory(directory)
+            guard parent.links > 0 else { throw .refused(.notFound) }
+            guard view.nextInode < Limit.inode else { throw .refused(.noSpace) }
+            let inode = InodeNumber(view.nextInode)
+            let group = parent.mode & 0o2000 != 0 ? parent.gid : caller.gid
+            let empty: [UInt8] = []
+            try perform(.tmpfile, payload: MakePayload.size(name: 0, target: 0), caller, time: now()) { bytes in
+                empty.withRawBytes { none in
+                    MakePayload.store(
+                        bytes, parent: directory, entry: 0, inode: inode, mode: mode, uid: caller.uid, gid: group, device: 0,
+                        name: none, target: none)
+                }
+            }
+            references[inode.value, default: 0] += 1
+            orphans.insert(inode.value)
+            return try view.attributes(inode)
+        }
+    }
+
+    /// Another name for an inode, or the first for one without; counts one reference.
     public func link(
         _ inode: InodeNumber, _ parent: InodeNumber, _ name: RawBytes, _ caller: Caller
     ) throws(OperationError) -> Attributes {
-        try mutate(blocks: 4) { () throws(ViewError) in
+        // Its orphan item goes with the first name, and must not be the one that says what is left to trim.
+        try finishTrim(inode)
+        return try mutate(blocks: 4) { () throws(ViewError) in
+            try finishTrimNow(inode)
             let item = try view.attributes(inode).item
             if item.isDirectory { throw .refused(.notPermitted) }
             guard item.links < Limit.links else { throw .refused(.tooManyLinks) }
-            // Only O_TMPFILE gives a nameless inode its first name; one that lost its last stays gone.
-            guard item.links > 0 else { throw .refused(.notFound) }
+            // The kernel lets only O_TMPFILE's files have a name again: of others the last name stays gone.
             _ = try checkAbsent(parent, name)
             let entry = try view.freeOffset(parent, .entry, name)
             try perform(.link, payload: NamePayload.fixed + name.count, caller, time: now()) { bytes in
                 NamePayload.store(bytes, parent: parent, entry: entry, inode: inode, name: name)
             }
+            if item.links == 0 { orphans.remove(inode.value) }
             references[inode.value, default: 0] += 1
             return try view.attributes(inode)
         }

@@ -10,6 +10,7 @@
 public import Device
 public import Format
 import Memory
+public import Space
 public import Tree
 
 public final class View: @unchecked Sendable {
@@ -29,6 +30,8 @@ public final class View: @unchecked Sendable {
 
     /// Data that died by records applied since the owner last took the list.
     public var freed: [DeadEntry] = []
+    /// What records cloned since then.
+    public var shared: [Sharing] = []
     /// Blocks that records put to use, while `recordsClaims` is set.
     public var claimed: [(start: BlockNumber, count: UInt64)] = []
     public var recordsClaims = false

@@ -139,7 +139,9 @@ public final class Volume: @unchecked Sendable {
             var result = Statistics()
             result.blocks = superblock.blockCount
             if let space {
-                let pendingDead = view.freed.reduce(0) { $0 + UInt64($1.count) }
+                // What is shared is not free once one extent lets go of it.
+                let someIsShared = space.hasShares || !view.shared.isEmpty
+                let pendingDead = someIsShared ? 0 : view.freed.reduce(0) { $0 + UInt64($1.count) }
                 let free = UInt64(space.free) + space.historyBlocks + pendingDead
                 result.free = min(free, result.blocks)
                 result.available = result.free > UInt64(limits.reserve) ? result.free - UInt64(limits.reserve) : 0

@@ -118,6 +118,9 @@ extension ContentPayload {
     init?(of record: Record) {
         switch record.type {
         case .write, .truncate, .fallocate: self.init(record.payload)
+        case .clone:
+            guard let clone = ClonePayload(record.payload) else { return nil }
+            self = clone.content
         default: return nil
         }
     }
@@ -259,6 +262,7 @@ final class JournalWalk {
             try view.apply(record, .replay)
             view.trim()
             view.freed.removeAll(keepingCapacity: true)
+            view.shared.removeAll(keepingCapacity: true)
         } catch {
             onLoss?("no paths from record \(record.sequence) to the next checkpoint: \(error.text)")
             self.view = nil

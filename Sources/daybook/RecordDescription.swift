@@ -56,7 +56,13 @@ struct RecordDescription {
             details = [Detail("atime", .time(Timestamp(nanoseconds: record.payload.i64(at: 8))))]
         case .reclaim: describe(ReclaimPayload(record.payload)!, paths)
         case .horizon: details = [Detail("horizon", .number(record.payload.u64(at: 0)))]
-        case .tag, .note, .rollback, .restore, .clone: break
+        case .clone:
+            let clone = ClonePayload(record.payload)!
+            describe(clone.content, paths)
+            details.append(Detail("source_inode", .number(clone.source.value)))
+            details.append(Detail("source_offset", .number(clone.sourceOffset)))
+            if let source = paths.path(clone.source) { details.append(Detail("source", .bytes(source))) }
+        case .tag, .note, .rollback, .restore: break
         }
     }
 

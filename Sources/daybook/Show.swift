@@ -140,8 +140,8 @@ private struct RecordPage {
             case .patch:
                 try output.line("\(start) at \(homes): \(segment.data.count) bytes from byte \(segment.offset) of the block")
                 try output.line("        \(segment.home)  \(hex(segment.patchedCRC))  \(patchState(segment))")
-            case .run:
-                try output.line("\(start) at \(homes)")
+            case .run, .shared:
+                try output.line("\(start) at \(homes)" + (segment.kind == .shared ? ", born at \(segment.birth)" : ""))
                 isRight = try writeRun(segment) && isRight
             }
         }

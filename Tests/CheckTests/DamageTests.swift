@@ -251,6 +251,14 @@ private let plantings: [Planting] = [
     },
     Planting(.blockUsedButFree) { $0.setUsed($0.extents($0.entry("x").inode)[0].item.start, false) },
     Planting(.blockLeaked) { $0.setUsed($0.freeBlock, true) },
+    Planting(.shareCount) { editor in
+        let home = editor.extents(editor.entry("x").inode)[0].item.start
+        editor.editSpace(Key(.share, home.value)) { items in
+            var value = [UInt8](repeating: 0, count: ShareItem.size)
+            value.withRawBytes { ShareItem(count: 1, further: 1).store($0) }
+            items.append((Key(.share, home.value), value))
+        }
+    },
     Planting(.blockOutside, [.blockLeaked]) { $0.editItem($0.extents($0.entry("x").inode)[0].key) { $0.set(u64: 5, at: 0) } },
     Planting(.deadListDamaged) { $0.editCheckpoint($0.checkpoints[7].sequence) { $0.deadListCRC ^= 1 } },
     Planting(.deadEntry) { $0.deadList($0.checkpoints[7].sequence) { $0[0].death = SequenceNumber(1 << 40) } },

@@ -279,9 +279,9 @@ private func workedOn(seed: UInt64, blocks: UInt64 = 32768, steps: Int = 200) th
         #expect(dead >= 256)
     }
 
-    /// Tags and shared extents (10, 11) do not exist yet. Until they do, what would need them is refused or copied.
-    @Test func invariants10And11AreNotYetReachable() throws {
-        for type in [RecordType.tag, .note, .rollback, .restore, .clone] {
+    /// Tags (10) do not exist yet. Until they do, what would need them is refused.
+    @Test func invariant10IsNotYetReachable() throws {
+        for type in [RecordType.tag, .note, .rollback, .restore] {
             let owner = AlignedBuffer(count: 64)
             let buffer = owner.bytes
             defer { withExtendedLifetime(owner) {} }
@@ -289,14 +289,34 @@ private func workedOn(seed: UInt64, blocks: UInt64 = 32768, steps: Int = 200) th
                 .store(buffer)
             #expect(throws: FormatError.self) { try Record(buffer) }
         }
-        let volume = try openVolume(try makeDisk())
-        try volume.make("a")
-        try volume.make("b")
+    }
+
+    @Test func invariant11TheLastExtentMakesOneDeadEntry() throws {
+        let disk = try makeDisk()
+        let volume = try openVolume(disk)
+        for name in ["a", "b", "c"] { try volume.make(name) }
         try volume.write("a", pattern(20_000, 1))
-        let (a, b) = (try volume.find("a").inode, try volume.find("b").inode)
+        let (a, b, c) = (try volume.find("a").inode, try volume.find("b").inode, try volume.find("c").inode)
         #expect(try volume.copyRange(from: a, at: 0, to: b, at: 0, length: 1 << 20, testCaller) == 20_000)
-        #expect(try volume.contents("b") == pattern(20_000, 1))
-        #expect(try volume.view.extent(a, at: 0)!.extent.item.start != volume.view.extent(b, at: 0)!.extent.item.start)
+        #expect(try volume.copyRange(from: b, at: 4096, to: c, at: 0, length: 8192, testCaller) == 8192)
+        let home = try volume.view.extent(a, at: 0)!.extent.item.start
+        #expect(try volume.view.extent(b, at: 0)!.extent.item.start == home)
+        #expect(try volume.view.extent(c, at: 0)!.extent.item.start == home + 1)
+        func deadData() throws -> UInt64 {
+            try volume.checkpointNow()
+            let item = try Image(disk).space.checkpoints().last!
+            guard item.deadList.value != 0 else { return 0 }
+            return try ListChain.readDead(item.deadList, crc: item.deadListCRC, id: volume.id, device: disk).entries
+                .filter { $0.kind == DeadEntry.Kind.data.rawValue }.reduce(0) { $0 + UInt64($1.count) }
+        }
+        try volume.unlink("a")
+        #expect(try deadData() == 0)
+        try volume.write("b", pattern(20_000, 2))
+        // The first block and the last two are nobody's now; the two in between are still those of c.
+        #expect(try deadData() == 3)
+        #expect(try volume.contents("c") == Array(pattern(20_000, 1)[4096..<12_288]))
+        try volume.unlink("c")
+        #expect(try deadData() == 2)
         try volume.close()
     }
 

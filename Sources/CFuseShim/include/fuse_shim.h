@@ -46,6 +46,18 @@ enum { DAYBOOK_FUSE_WRITE_KILL_SUIDGID = 4 };
 enum daybook_fuse_opcode {
     DAYBOOK_FUSE_INIT = 26,
     DAYBOOK_FUSE_SYNCFS = 50,
+    DAYBOOK_FUSE_TMPFILE = 51,
+    DAYBOOK_FUSE_STATX = 52,
+};
+
+/// What a raw request begins with, and the parameters of TMPFILE behind it.
+struct daybook_fuse_raw {
+    uint32_t length, opcode;
+    uint64_t unique, node;
+    uint32_t uid, gid, pid;
+    uint16_t extension, padding;
+    /// Of TMPFILE.
+    uint32_t flags, mode, umask, open_flags;
 };
 
 static inline uint32_t daybook_fuse_opcode(const void *request) { return ((const uint32_t *)request)[1]; }
@@ -62,6 +74,13 @@ void daybook_fuse_process(struct fuse_session *session, struct daybook_fuse_thre
 
 /// Answers a request that libfuse never saw. `error` is a positive errno, or 0. Returns 0 or a negative errno.
 int daybook_fuse_reply_raw(int descriptor, uint64_t unique, int error);
+
+/// Answers TMPFILE. Returns 0 or a negative errno: -ENOENT when the kernel did not take the answer.
+int daybook_fuse_reply_temporary(int descriptor, uint64_t unique, const struct fuse_entry_param *entry);
+
+/// Answers STATX: `status` and the birth time, to be trusted for `valid` seconds.
+int daybook_fuse_reply_statx(
+    int descriptor, uint64_t unique, const struct stat *status, const struct timespec *born, double valid);
 
 /// Routes the session's I/O through this shim, so that the answer to INIT can ask for what libfuse 3.14 cannot.
 int daybook_fuse_install_io(struct fuse_session *session);
