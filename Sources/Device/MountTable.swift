@@ -12,8 +12,9 @@ public struct MountedFilesystem: Sendable, Equatable {
     public let type: String
     public let source: String
 
-    public static let daybookType = "fuse.daybook"
-    public var isDaybook: Bool { type == Self.daybookType }
+    /// Of images, and of block devices.
+    private static let daybookTypes = ["fuse.daybook", "fuseblk.daybook"]
+    public var isDaybook: Bool { Self.daybookTypes.contains(type) }
 
     /// All mounts that this process sees, in the order in which they were made.
     public static func all() -> [MountedFilesystem] {

@@ -20,6 +20,9 @@ public import Volume
 public struct MountOptions: Sendable {
     /// What the mount table shows as the source.
     public var source = ""
+    /// The source is a block device and the mount the kernel's own to make (root): then it is of type fuseblk, whose sync(2) and
+    /// syncfs(2) the kernel passes on, and whose unmounting waits for the clean checkpoint.
+    public var isBlockDevice = false
     /// As mount(2) and libfuse know them: ro, nosuid, allow_other, …
     public var kernelOptions: [String] = []
     /// The kernel keeps written data for a while before it hands it over.
@@ -90,6 +93,7 @@ public func serve(
 
     var operations = makeOperations()
     let list = ["fsname=" + escaped(options.source), "subtype=daybook", "default_permissions"] + options.kernelOptions
+        + (options.isBlockDevice ? ["blkdev", "blksize=4096"] : [])
     guard let session = daybook_fuse_session_new(
         list.joined(separator: ","), &operations, Unmanaged.passUnretained(server).toOpaque())
     else { throw ServeError(description: libraryMessage() ?? "cannot create a FUSE session") }

@@ -35,13 +35,13 @@ extension View {
         return offset
     }
 
-    /// The inode that `name` leads to.
+    /// The inode that `name` leads to. `.` names the inode itself, whatever it is: so file handles are resolved.
     public func lookup(_ parent: InodeNumber, _ name: RawBytes) throws(ViewError) -> Attributes {
         guard name.count <= Limit.name else { throw .refused(.nameTooLong) }
+        if name.count == 1 && name.u8(at: 0) == 0x2e { return try attributes(parent) }
         let directory = try directory(parent)
-        if name.count <= 2 && name.u8(at: 0) == 0x2e {
-            if name.count == 1 { return try attributes(parent) }
-            if name.u8(at: 1) == 0x2e { return try attributes(parent == .root ? .root : directory.parent) }
+        if name.count == 2 && name.u8(at: 0) == 0x2e && name.u8(at: 1) == 0x2e {
+            return try attributes(parent == .root ? .root : directory.parent)
         }
         guard let entry = try entry(parent, name) else { throw .refused(.notFound) }
         guard let bytes = try inodeBytes(entry.inode) else {

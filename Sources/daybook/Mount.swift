@@ -202,6 +202,7 @@ extension MountCommand {
 
         var options = MountOptions()
         options.source = target.image
+        options.isBlockDevice = device.isBlockDevice && geteuid() == 0
         options.kernelOptions = settings.kernelOptions
         options.writeback = settings.writeback
         options.latency = settings.latency

@@ -79,6 +79,100 @@ struct MountedFilesystems {
         #expect(daybook("log", "--limit", "5", mounted.image).output == log.output)
     }
 
+    /// A block device is mounted as fuseblk, and then the kernel passes sync(2) on, and umount(8) waits for the clean checkpoint.
+    @Test func aBlockDeviceHearsOfSync() throws {
+        let image = temporaryPath("device")
+        let directory = temporaryPath("mount")
+        let descriptor = open(image, O_RDWR | O_CREAT, 0o600)
+        ftruncate(descriptor, 128 << 20)
+        close(descriptor)
+        mkdir(directory, 0o755)
+        defer {
+            unlink(image)
+            rmdir(directory)
+        }
+        let stream = popen("losetup -f --show '\(image)' 2>/dev/null", "r")!
+        var line = [CChar](repeating: 0, count: 256)
+        let named = fgets(&line, 256, stream) != nil
+        guard pclose(stream) == 0 && named else {
+            print("skipped: no loop device")
+            return
+        }
+        let device = String(decoding: line.prefix { $0 > 32 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        defer { _ = system("losetup -d '\(device)'") }
+        #expect(daybook("mkfs", device).status == 0)
+        let mounted = daybook("mount", "-o", "commit=3600", device, directory)
+        try #require(mounted.status == 0, "\(mounted.errors)")
+        let file = open(directory + "/file", O_WRONLY | O_CREAT, 0o644)
+        close(file)
+        // Asked of the device, which commits nothing by being asked.
+        #expect(daybook("log", device).lines.count == 0)
+        sync()
+        #expect(daybook("log", device).lines.count == 1)
+        try #require(system("umount '\(directory)'") == 0)
+        #expect(daybook("stat", device).output.contains("state             clean\n"))
+    }
+
+    @Test func syncCommits() throws {
+        let mounted = try Mounted()
+        mounted.unmount()
+        let again = daybook("mount", "-o", "commit=3600", mounted.image, mounted.directory)
+        try #require(again.status == 0, "\(again.errors)")
+        defer { mounted.unmount() }
+        mounted.write("file", "hello")
+        #expect(daybook("log", mounted.image).lines.count == 0)
+        #expect(daybook("sync", mounted.directory).status == 0)
+        #expect(daybook("log", mounted.image).lines.count == 2)
+        let elsewhere = daybook("sync", "/tmp")
+        #expect(elsewhere.status == 1 && elsewhere.errors.contains("not in a mounted Daybook filesystem"))
+    }
+
+    @Test func filesWithoutNames() throws {
+        let mounted = try Mounted()
+        let temporary = Int32(0o20200000)  // O_TMPFILE
+        let file = open(mounted.directory, temporary | O_RDWR, 0o640)
+        try #require(file >= 0, "\(String(cString: strerror(errno)))")
+        #expect(Glibc.write(file, "hello", 5) == 5)
+        var status = Glibc.stat()
+        #expect(fstat(file, &status) == 0 && status.st_nlink == 0 && status.st_mode == 0o100640)
+        #expect(linkat(AT_FDCWD, "/proc/self/fd/\(file)", AT_FDCWD, mounted.directory + "/named", 0x400) == 0)
+        #expect(fstat(file, &status) == 0 && status.st_nlink == 1)
+        close(file)
+        #expect(ProcessFiles.contents(mounted.directory + "/named") == Array("hello".utf8))
+
+        let lost = open(mounted.directory, temporary | O_RDWR, 0o600)
+        #expect(Glibc.write(lost, "gone", 4) == 4)
+        close(lost)
+        mounted.unmount()
+        let check = daybook("fsck", "-n", "-f", mounted.image)
+        #expect(check.status == 0 && check.output.contains("2 inodes"), "\(check.output)")
+    }
+
+    /// copy_file_range shares blocks: the copy costs no space, and neither file sees what is written to the other.
+    @Test func copiesShareBlocks() throws {
+        let mounted = try Mounted()
+        let bytes = [UInt8]((0..<(8 << 20)).map { UInt8(truncatingIfNeeded: $0 / 4096 &+ $0) })
+        let from = open(mounted.directory + "/from", O_RDWR | O_CREAT, 0o644)
+        #expect(Glibc.write(from, bytes, bytes.count) == bytes.count)
+        func free() -> UInt64 {
+            var status = statvfs()
+            statvfs(mounted.directory, &status)
+            return UInt64(status.f_bfree)
+        }
+        let before = free()
+        // cp(1) uses copy_file_range.
+        try #require(system("cp '\(mounted.directory)/from' '\(mounted.directory)/to'") == 0)
+        #expect(before - free() < 16)
+        #expect(ProcessFiles.contents(mounted.directory + "/to") == bytes)
+        #expect(pwrite(from, [UInt8](repeating: 7, count: 10_000), 10_000, 5000) == 10_000)
+        close(from)
+        #expect(ProcessFiles.contents(mounted.directory + "/to") == bytes)
+        mounted.unmount()
+        let log = daybook("log", mounted.image).output
+        #expect(log.contains(" clone ") && log.contains("source /from"), "\(log)")
+        #expect(daybook("fsck", "-n", "-f", "--data", mounted.image).status == 0)
+    }
+
     @Test func aSecondWriterIsToldWhoHoldsIt() throws {
         let mounted = try Mounted()
         let other = temporaryPath("second")

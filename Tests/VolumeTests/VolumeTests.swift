@@ -64,4 +64,18 @@ import Volume
             try again.close()
         }
     }
+
+    /// What a file handle is resolved by: the inode's own number, looked up as `.`; a file that is gone is stale.
+    @Test func aFileHandleLeadsToItsFileOnly() throws {
+        let volume = try openVolume(try makeDisk())
+        let inode = try volume.make("f")
+        func resolve() throws -> InodeNumber {
+            try Array(".".utf8).withRawBytes { (name) throws(OperationError) in try volume.lookup(inode, name) }.inode
+        }
+        #expect(try resolve() == inode)
+        volume.forget(inode, count: 1)
+        try volume.unlink("f")
+        #expect(throws: OperationError.stale) { try resolve() }
+        try volume.close()
+    }
 }
