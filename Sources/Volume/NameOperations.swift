@@ -72,7 +72,8 @@ extension Volume {
     }
 
     /// Makes a file of the type that `mode` says: regular, directory, device, fifo, socket, or symlink to `target`. Counts one
-    /// reference. In a setgid directory the group is the directory's, and directories inherit the bit.
+    /// reference. In a setgid directory the group is the directory's, and directories inherit the bit. The permissions are what
+    /// the directory's default access control list leaves of those in `mode`, else the caller's umask.
     public func make(
         _ parent: InodeNumber, _ name: RawBytes, mode: UInt32, device: UInt32, target: RawBytes, _ caller: Caller
     ) throws(OperationError) -> Attributes {
@@ -91,17 +92,22 @@ extension Volume {
                 group = directory.gid
                 if kind == .directory { mode |= 0o2000 }
             }
+            let inherited = try inherit(parent, directory, &mode, caller)
             let type: RecordType = switch kind {
             case .regular: .create
             case .directory: .mkdir
             case .symlink: .symlink
             default: .mknod
             }
-            try perform(type, payload: MakePayload.size(name: name.count, target: target.count), caller, time: now()) { bytes in
+            let payload = MakePayload.size(name: name.count, target: target.count)
+            let time = now()
+            if !inherited.isEmpty { try makeRoom(inherited.reduce(Record.size(payload: payload)) { $0 + $1.room }) }
+            try perform(type, payload: payload, caller, time: time) { bytes in
                 MakePayload.store(
                     bytes, parent: parent, entry: entry, inode: inode, mode: mode, uid: caller.uid, gid: group,
                     device: device, name: name, target: target)
             }
+            for change in inherited { try perform(change, inode, caller, time: time) }
             references[inode.value, default: 0] += 1
             return try view.attributes(inode)
         }
