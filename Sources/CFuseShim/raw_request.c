@@ -1,13 +1,17 @@
 // The raw protocol, where libfuse 3.14 says too little.
 //
-// It drops FUSE_PARALLEL_DIROPS from the answer to INIT, and knows nothing of FUSE_HANDLE_KILLPRIV_V2. Without the
-// second every write(2) costs a GETXATTR of security.capability. So the answer is completed on its way out, with bits
-// that the kernel offered, and the one duty that comes with them is taken up here: a WRITE that is to clear suid and
-// sgid says so in write_flags, which libfuse does not pass on. (FATTR_KILL_SUIDGID of SETATTR it does pass on, and an
-// OPEN or CREATE that truncates is never sent: FUSE_ATOMIC_O_TRUNC is off, so the kernel sends SETATTR.)
+// It drops FUSE_PARALLEL_DIROPS from the answer to INIT, and knows nothing of FUSE_HANDLE_KILLPRIV_V2 and
+// FUSE_SETXATTR_EXT. Without the second every write(2) costs a GETXATTR of security.capability; without the third nobody
+// says whether sgid may outlive a new access control list. So the answer is completed on its way out, with bits that the
+// kernel offered, and the duties that come with them are taken up here:
+// - a WRITE that is to clear suid and sgid says so in write_flags, which libfuse does not pass on. (FATTR_KILL_SUIDGID of
+//   SETATTR it does pass on, and an OPEN or CREATE that truncates is never sent: FUSE_ATOMIC_O_TRUNC is off, so the kernel
+//   sends SETATTR.)
+// - a SETXATTR is longer than libfuse expects, by the flags that say this of sgid.
 //
 // (R1) Only the answer to INIT is touched, only by the thread that processes INIT, only in a libfuse whose source was
 //      read (3.14.x). In another the mount works, with more messages.
+// (R2) Requests reach libfuse as it expects them: a SETXATTR is shortened if, and only if, the longer one was asked for.
 
 #define _GNU_SOURCE
 #include "fuse_shim.h"
@@ -27,15 +31,32 @@ _Static_assert(offsetof(struct fuse_in_header, opcode) == 4 && offsetof(struct f
 _Static_assert(FUSE_FORGET == 2 && FUSE_BATCH_FORGET == 42 && FUSE_RELEASE == 18 && FUSE_INTERRUPT == 36, "opcodes");
 _Static_assert((int)FUSE_INIT == (int)DAYBOOK_FUSE_INIT, "opcode");
 _Static_assert(FUSE_WRITE_KILL_SUIDGID == DAYBOOK_FUSE_WRITE_KILL_SUIDGID, "write flag");
+_Static_assert(FUSE_SETXATTR_ACL_KILL_SGID == DAYBOOK_FUSE_SETXATTR_KILL_SGID, "setxattr flag");
 
 _Thread_local struct daybook_fuse_thread *daybook_fuse_thread_state;
+
+// The kernel was asked for the longer SETXATTR. Written while INIT is processed, before there is a second thread; a process
+// has one session.
+static bool setxattr_is_longer;
 
 void daybook_fuse_set_thread(struct daybook_fuse_thread *thread) { daybook_fuse_thread_state = thread; }
 
 bool daybook_fuse_can_complete_init(void) { return fuse_version() == 314; }
 
 uint32_t daybook_fuse_completed_flags(uint32_t answered, uint32_t offered) {
-    return answered | (offered & (FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2));
+    return answered | (offered & (FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT));
+}
+
+uint32_t daybook_fuse_shorten_setxattr(void *request, size_t *size) {
+    struct fuse_in_header *header = request;
+    struct fuse_setxattr_in *arguments = (struct fuse_setxattr_in *)(header + 1);
+    const size_t front = sizeof *header + FUSE_COMPAT_SETXATTR_IN_SIZE, cut = sizeof *arguments - FUSE_COMPAT_SETXATTR_IN_SIZE;
+    if (*size < front + cut) return 0;
+    uint32_t flags = arguments->setxattr_flags;
+    memmove((char *)request + front, (char *)request + front + cut, *size - front - cut);
+    *size -= cut;
+    header->len -= cut;
+    return flags;
 }
 
 void daybook_fuse_process(struct fuse_session *session, struct daybook_fuse_thread *thread, void *request, size_t size) {
@@ -43,6 +64,12 @@ void daybook_fuse_process(struct fuse_session *session, struct daybook_fuse_thre
     switch (header->opcode) {
     case FUSE_WRITE:
         thread->write_flags = ((struct fuse_write_in *)(header + 1))->write_flags;
+        break;
+    case FUSE_SETXATTR:
+        // Not told, we take everybody but root for an outsider to the file's group.
+        thread->setxattr_flags = setxattr_is_longer ? daybook_fuse_shorten_setxattr(request, &size)
+                                 : header->uid      ? FUSE_SETXATTR_ACL_KILL_SGID
+                                                    : 0;
         break;
     case FUSE_INIT:
         thread->offered = ((struct fuse_init_in *)(header + 1))->flags;
@@ -59,6 +86,7 @@ static ssize_t reply(int descriptor, struct iovec *vector, int count, void *user
     if (thread && thread->offered && count == 2 && vector[1].iov_len == sizeof(struct fuse_init_out)) {
         struct fuse_init_out *answer = vector[1].iov_base;
         answer->flags = daybook_fuse_completed_flags(answer->flags, thread->offered);
+        setxattr_is_longer = answer->flags & FUSE_SETXATTR_EXT;
     }
     return writev(descriptor, vector, count);
 }

@@ -236,15 +236,7 @@ private func list(_ request: fuse_req_t, _ directory: fuse_ino_t, _ size: Int, _
 
 // MARK: extended attributes
 
-/// ACLs are not switched on in INIT, so the kernel would neither enforce nor inherit them. To store one all the same
-/// would be a promise that nobody keeps.
-private func isRefused(_ name: UnsafePointer<CChar>) -> Bool { strncmp(name, "system.", 7) == 0 }
-
 private func getxattr(_ request: fuse_req_t, _ inode: fuse_ino_t, _ name: UnsafePointer<CChar>, _ size: Int) {
-    guard !isRefused(name) else {
-        fuse_reply_err(request, EOPNOTSUPP)
-        return
-    }
     answerSized(request, size) { volume, memory throws(OperationError) in
         let count = try volume.xattr(InodeNumber(UInt64(inode)), bytes(name)) { gather($0, into: memory) }
         guard count >= 0 else { throw .argumentTooLong }
@@ -255,15 +247,13 @@ private func getxattr(_ request: fuse_req_t, _ inode: fuse_ino_t, _ name: Unsafe
 private func setxattr(
     _ request: fuse_req_t, _ inode: fuse_ino_t, _ name: UnsafePointer<CChar>, _ value: RawBytes, _ flags: Int32
 ) {
-    guard !isRefused(name) else {
-        fuse_reply_err(request, EOPNOTSUPP)
-        return
-    }
     let create = flags & daybook_fuse_xattr_create != 0
     let replace = flags & daybook_fuse_xattr_replace != 0
+    let kill = daybook_fuse_thread().pointee.setxattr_flags & UInt32(DAYBOOK_FUSE_SETXATTR_KILL_SGID) != 0
     let who = caller(request)
     answer(request) { volume throws(OperationError) in
-        try volume.setXattr(InodeNumber(UInt64(inode)), bytes(name), value, create: create, replace: replace, who)
+        try volume.setXattr(
+            InodeNumber(UInt64(inode)), bytes(name), value, create: create, replace: replace, killSetGroup: kill, who)
     }
 }
 
@@ -281,7 +271,7 @@ private func sync(_ request: fuse_req_t) {
 
 // MARK: the connection
 
-/// INIT: what we ask of the kernel. Two more bits are asked for by the shim (raw_request.c).
+/// INIT: what we ask of the kernel. Three more bits are asked for by the shim (raw_request.c).
 private func initialise(_ server: Server, _ connection: inout fuse_conn_info) {
     func ask(_ capability: Int32) {
         let bit = UInt32(bitPattern: capability)
@@ -293,6 +283,16 @@ private func initialise(_ server: Server, _ connection: inout fuse_conn_info) {
         FUSE_CAP_ASYNC_READ, FUSE_CAP_ASYNC_DIO, FUSE_CAP_PARALLEL_DIROPS, FUSE_CAP_EXPORT_SUPPORT,
         FUSE_CAP_CACHE_SYMLINKS, FUSE_CAP_READDIRPLUS, FUSE_CAP_READDIRPLUS_AUTO, FUSE_CAP_EXPLICIT_INVAL_DATA,
     ] { ask(Int32(capability)) }
+
+    // With access control lists the umask is ours to apply: where a default list is inherited it does not count.
+    let lists = UInt32(FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK)
+    server.volume.lend { volume in
+        if volume.hasAccessControlLists && connection.capable & lists == lists {
+            connection.want |= lists
+        } else {
+            volume.ignoreAccessControlLists()
+        }
+    }
 
     // Without OPEN there is no request that a truncating open could ride on: with it truncations would be lost.
     decline(Int32(FUSE_CAP_ATOMIC_O_TRUNC))
@@ -466,10 +466,6 @@ func makeOperations() -> fuse_lowlevel_ops {
         }
     }
     table.removexattr = { request, inode, name in
-        guard !isRefused(name!) else {
-            fuse_reply_err(request, EOPNOTSUPP)
-            return
-        }
         let who = caller(request!)
         answer(request!) { volume throws(OperationError) in
             try volume.removeXattr(InodeNumber(UInt64(inode)), bytes(name!), who)

@@ -29,7 +29,7 @@ private func syncFilesystem(_ server: Server, _ request: UnsafeRawPointer) {
 /// O_TMPFILE.
 private func makeTemporary(_ server: Server, _ request: UnsafePointer<daybook_fuse_raw>) {
     let raw = request.pointee
-    let who = Caller(uid: raw.uid, gid: raw.gid, pid: raw.pid)
+    let who = Caller(uid: raw.uid, gid: raw.gid, pid: raw.pid, umask: raw.umask)
     do throws(OperationError) {
         let attributes = try server.volume.lend { volume throws(OperationError) in
             try volume.makeTemporary(InodeNumber(raw.node), mode: S_IFREG | raw.mode & 0o7777, who)

@@ -16,7 +16,7 @@ let cacheSeconds = 365.0 * 86400
 
 @inline(__always) func caller(_ request: fuse_req_t) -> Caller {
     let context = fuse_req_ctx(request).pointee
-    return Caller(uid: context.uid, gid: context.gid, pid: UInt32(bitPattern: context.pid))
+    return Caller(uid: context.uid, gid: context.gid, pid: UInt32(bitPattern: context.pid), umask: context.umask)
 }
 
 extension timespec {

@@ -88,7 +88,7 @@ final class RequestLoop: @unchecked Sendable {
             state.initialize(
                 to: daybook_fuse_thread(
                     server: Unmanaged.passUnretained(server).toOpaque(), reply: reply.bytes.pointer.assumingMemoryBound(to: CChar.self),
-                    reply_size: reply.bytes.count, write_flags: 0, offered: 0))
+                    reply_size: reply.bytes.count, write_flags: 0, setxattr_flags: 0, offered: 0))
             daybook_fuse_set_thread(state)
         }
 

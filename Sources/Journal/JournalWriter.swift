@@ -79,17 +79,16 @@ public final class JournalWriter: @unchecked Sendable {
     public var pendingRecords: Int { Int(records) }
     public var pendingBytes: Int { pending.count - FrameHeader.size }
 
-    /// Whether a record with `payload` bytes still fits the pending frame.
-    public func fits(payload: Int) -> Bool {
-        pendingBytes + Record.size(payload: payload) <= FrameHeader.maximumPayload
-    }
+    /// Whether `bytes` of records still fit the pending frame.
+    public func fits(_ bytes: Int) -> Bool { pendingBytes + bytes <= FrameHeader.maximumPayload }
 
     /// Adds a record of zeros with its header filled in, and lends it to have its payload filled in. It must fit.
     public func append(
         _ type: RecordType, payload: Int, time: Timestamp, uid: UInt32, gid: UInt32, pid: UInt32
     ) -> RawBytes {
-        precondition(fits(payload: payload))
-        let bytes = pending.append(zeros: Record.size(payload: payload))
+        let size = Record.size(payload: payload)
+        precondition(fits(size))
+        let bytes = pending.append(zeros: size)
         RecordHeader(type: type, sequence: lastAppended.next, time: time, uid: uid, gid: gid, pid: pid).store(bytes)
         records += 1
         return bytes

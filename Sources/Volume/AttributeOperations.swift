@@ -9,39 +9,60 @@ extension Volume {
         try operate { () throws(ViewError) in try view.attributes(inode) }
     }
 
-    /// Changes attributes; a change of size is a record of its own, written first.
+    /// Changes attributes, the size among them: all at once.
     public func setAttributes(
         _ inode: InodeNumber, _ change: AttributeChange, _ caller: Caller
     ) throws(OperationError) -> Attributes {
-        if let size = change.size { try truncate(inode, to: size, killPrivileges: change.killPrivileges, caller) }
+        if let size = change.size {
+            try truncate(inode, to: size, change, caller)
+            return try attributes(inode)
+        }
         return try mutate(deletes: true) { () throws(ViewError) in
             let item = try view.attributes(inode).item
-            var mask: UInt32 = 0
-            var mode = item.mode
-            if let wanted = change.mode {
-                mask |= AttributesPayload.mode
-                mode = (item.mode & 0o170000) | (wanted & 0o7777)
-            }
-            if change.uid != nil || change.gid != nil || (change.killPrivileges && change.size == nil) {
-                // chown clears suid, and sgid of what may be executed by its group (chown(2)).
-                let cleared = change.mode == nil ? withoutPrivileges(mode, item) : mode
-                if cleared != mode {
-                    mask |= AttributesPayload.mode
-                    mode = cleared
-                }
-            }
-            if change.uid != nil { mask |= AttributesPayload.uid }
-            if change.gid != nil { mask |= AttributesPayload.gid }
-            if change.accessed != nil { mask |= AttributesPayload.accessed }
-            if change.modified != nil { mask |= AttributesPayload.modified }
-            if mask != 0 {
-                let payload = AttributesPayload(
-                    inode: inode, mask: mask, mode: mode, uid: change.uid ?? item.uid, gid: change.gid ?? item.gid,
-                    accessed: change.accessed ?? item.accessed, modified: change.modified ?? item.modified)
-                try perform(.setattr, payload: AttributesPayload.fixed, caller, time: now()) { payload.store($0) }
-            }
+            try perform(try plan(inode, item, change), inode, caller)
             return try view.attributes(inode)
         }
+    }
+
+    /// What comes of a change of attributes other than the size. Of `item`, mode and owners count.
+    func plan(_ inode: InodeNumber, _ item: InodeItem, _ change: AttributeChange) throws(ViewError) -> AttributePlan {
+        var plan = AttributePlan()
+        var mask: UInt32 = 0
+        var mode = item.mode
+        if let wanted = change.mode {
+            mask |= AttributesPayload.mode
+            mode = (item.mode & 0o170000) | (wanted & 0o7777)
+            plan.xattr = try planAccessControlList(inode, item, mode: mode)
+        }
+        if change.uid != nil || change.gid != nil || (change.killPrivileges && change.size == nil) {
+            // chown clears suid, and sgid of what may be executed by its group (chown(2)).
+            let cleared = change.mode == nil ? withoutPrivileges(mode, item) : mode
+            if cleared != mode {
+                mask |= AttributesPayload.mode
+                mode = cleared
+            }
+        }
+        if change.uid != nil { mask |= AttributesPayload.uid }
+        if change.gid != nil { mask |= AttributesPayload.gid }
+        if change.accessed != nil { mask |= AttributesPayload.accessed }
+        if change.modified != nil { mask |= AttributesPayload.modified }
+        if mask != 0 {
+            plan.attributes = AttributesPayload(
+                inode: inode, mask: mask, mode: mode, uid: change.uid ?? item.uid, gid: change.gid ?? item.gid,
+                accessed: change.accessed ?? item.accessed, modified: change.modified ?? item.modified)
+        }
+        return plan
+    }
+
+    /// The records of a plan, if any, in one frame.
+    func perform(_ plan: AttributePlan, _ inode: InodeNumber, _ caller: Caller) throws(ViewError) {
+        guard plan.attributes != nil || plan.xattr != nil else { return }
+        try makeRoom(plan.room)
+        let time = now()
+        if let attributes = plan.attributes {
+            try perform(.setattr, payload: AttributesPayload.fixed, caller, time: time) { attributes.store($0) }
+        }
+        if let xattr = plan.xattr { try perform(xattr, inode, caller, time: time) }
     }
 
     /// The mode without suid, and without sgid where the group may execute.
@@ -62,49 +83,93 @@ extension Volume {
 
     /// Gives an attribute's value to `body`.
     public func xattr<R>(_ inode: InodeNumber, _ name: RawBytes, _ body: (RawBytes) -> R) throws(OperationError) -> R {
-        let value = try operate { () throws(ViewError) in try view.xattrValue(inode, name) }
+        let value = try operate { () throws(ViewError) in
+            _ = try accessControlKind(name)
+            return try view.xattrValue(inode, name)
+        }
         return value.withRawBytes(body)
     }
 
     /// Names, each ended by NUL.
     public func listXattrs(_ inode: InodeNumber) throws(OperationError) -> [UInt8] {
-        try operate { () throws(ViewError) in try view.xattrNames(inode) }
+        try operate { () throws(ViewError) in
+            try view.xattrNames(inode) { usesAccessControlLists || !isSystemXattr($0) }
+        }
     }
 
+    /// `killSetGroup`: when it is the access list that is set, sgid goes, for who asks is not in the file's group.
     public func setXattr(
-        _ inode: InodeNumber, _ name: RawBytes, _ value: RawBytes, create: Bool, replace: Bool, _ caller: Caller
+        _ inode: InodeNumber, _ name: RawBytes, _ value: RawBytes, create: Bool, replace: Bool, killSetGroup: Bool = false,
+        _ caller: Caller
     ) throws(OperationError) {
         try mutate(blocks: 24) { () throws(ViewError) in
             guard name.count > 0, name.count <= Limit.name else { throw .refused(.rangeTooSmall) }
             guard value.count <= Limit.xattrValue else { throw .refused(.argumentTooLong) }
-            _ = try view.attributes(inode)
+            let item = try view.attributes(inode).item
+            if let kind = try accessControlKind(name) {
+                return try setAccessControlList(inode, item, kind, value, killSetGroup: killSetGroup, caller)
+            }
             let old = try view.xattr(inode, name)
             if old != nil && create { throw .refused(.exists) }
             if old == nil && replace { throw .refused(.noAttribute) }
-            let entry: UInt64
-            if let old { entry = old.offset } else { entry = try view.freeOffset(inode, .xattr, name) }
-            guard view.nextInode < Limit.inode else { throw .refused(.noSpace) }
-            // A large value is held in pieces under a number of its own, so that replacing it cannot mix the two.
-            let pieces = value.count > XattrItem.inlineValue ? InodeNumber(view.nextInode) : .none
-            try perform(
-                .setxattr, payload: XattrPayload.fixed + name.count + value.count, caller, time: now()
-            ) { bytes in
-                XattrPayload.store(bytes, inode: inode, entry: entry, pieces: pieces, name: name, value: value)
-            }
+            let offset: UInt64
+            if let old { offset = old.offset } else { offset = try view.freeOffset(inode, .xattr, name) }
+            try checkPieces(value.count)
+            try performXattr(.setxattr, inode, offset, name, value, caller, time: now())
         }
     }
 
     public func removeXattr(_ inode: InodeNumber, _ name: RawBytes, _ caller: Caller) throws(OperationError) {
         try mutate(deletes: true) { () throws(ViewError) in
-            guard try view.attributes(inode).item.xattrs > 0, let old = try view.xattr(inode, name) else {
-                throw .refused(.noAttribute)
-            }
+            let item = try view.attributes(inode).item
+            if let kind = try accessControlKind(name) { return try removeAccessControlList(inode, item, kind, caller) }
+            guard item.xattrs > 0, let old = try view.xattr(inode, name) else { throw .refused(.noAttribute) }
             let empty: [UInt8] = []
-            try perform(.removexattr, payload: XattrPayload.fixed + name.count, caller, time: now()) { bytes in
-                empty.withRawBytes {
-                    XattrPayload.store(bytes, inode: inode, entry: old.offset, pieces: .none, name: name, value: $0)
-                }
+            try empty.withRawBytes { (none) throws(ViewError) in
+                try performXattr(.removexattr, inode, old.offset, name, none, caller, time: now())
             }
         }
+    }
+
+    /// A large value takes a number of its own. An operation makes an inode and two of these at most.
+    func checkPieces(_ count: Int) throws(ViewError) {
+        guard count <= XattrItem.inlineValue || view.nextInode < Limit.inode - 2 else { throw .refused(.noSpace) }
+    }
+
+    func perform(_ change: XattrChange, _ inode: InodeNumber, _ caller: Caller, time: Timestamp) throws(ViewError) {
+        try change.name.withRawBytes { (name) throws(ViewError) in
+            try (change.value ?? []).withRawBytes { (value) throws(ViewError) in
+                try performXattr(
+                    change.value == nil ? .removexattr : .setxattr, inode, change.offset, name, value, caller, time: time)
+            }
+        }
+    }
+
+    private func performXattr(
+        _ type: RecordType, _ inode: InodeNumber, _ offset: UInt64, _ name: RawBytes, _ value: RawBytes, _ caller: Caller,
+        time: Timestamp
+    ) throws(ViewError) {
+        // A large value is held in pieces under a number of its own, so that replacing it cannot mix the two.
+        let pieces = value.count > XattrItem.inlineValue ? InodeNumber(view.nextInode) : .none
+        try perform(type, payload: XattrPayload.fixed + name.count + value.count, caller, time: time) { bytes in
+            XattrPayload.store(bytes, inode: inode, entry: offset, pieces: pieces, name: name, value: value)
+        }
+    }
+}
+
+/// What a change of attributes, or of the access control list that goes with them, comes to; planned before the first record (O1).
+struct AttributePlan {
+    var attributes: AttributesPayload?
+    var xattr: XattrChange?
+    /// Bytes of its records.
+    var room: Int { (attributes == nil ? 0 : Record.size(payload: AttributesPayload.fixed)) + (xattr?.room ?? 0) }
+}
+
+extension AttributesPayload {
+    /// A change of nothing but the mode.
+    init(inode: InodeNumber, _ item: InodeItem, mode: UInt32) {
+        self.init(
+            inode: inode, mask: Self.mode, mode: mode, uid: item.uid, gid: item.gid, accessed: item.accessed,
+            modified: item.modified)
     }
 }

@@ -307,14 +307,16 @@ extension Volume {
     }
 
     /// Appends and applies the record of a plan, and makes its pages dirty. `extra` segments (holes, blocks set aside) come first.
+    /// `room`: bytes of other records of the same operation, which follow (O3).
     func performContent(
         _ type: RecordType, _ plan: WritePlan, _ inode: InodeNumber, offset: UInt64, length: UInt64, size: UInt64, mode: UInt32,
         _ caller: Caller, flags: UInt16 = 0, fallocateMode: UInt32 = 0,
-        extra: [(kind: Segment.Kind, fileBlock: UInt64, home: BlockNumber, blocks: Int)] = []
+        extra: [(kind: Segment.Kind, fileBlock: UInt64, home: BlockNumber, blocks: Int)] = [], room: Int = 0
     ) throws(ViewError) {
         var payload = ContentPayload.fixed + extra.count * Segment.fixed
         for run in plan.runs { payload += Segment.size(run: run.count) }
         for patch in plan.patches { payload += Segment.size(patch: patch.bytes.count) }
+        if room > 0 { try makeRoom(Record.size(payload: payload) + room) }
         try perform(type, payload: payload, caller, time: now(), flags: flags) { bytes in
             ContentPayload.store(
                 bytes, inode: inode, offset: offset, length: length, size: size, mode: mode,
@@ -348,12 +350,13 @@ extension Volume {
 
     // MARK: truncating
 
-    /// Sets the length. Blocks beyond a shorter one are freed at once if they are few, else in bounded records after it.
+    /// Sets the length, and the other attributes in `change`. Blocks beyond a shorter one are freed at once if they are few, else in
+    /// bounded records after it.
     func truncate(
-        _ inode: InodeNumber, to size: UInt64, killPrivileges: Bool, _ caller: Caller
+        _ inode: InodeNumber, to size: UInt64, _ change: AttributeChange, _ caller: Caller
     ) throws(OperationError) {
         guard size <= Limit.fileSize else { throw .tooLarge }
-        guard try cutOff(inode, at: size, killPrivileges: killPrivileges, caller) else { return }
+        guard try cutOff(inode, at: size, change, caller) else { return }
         do throws(OperationError) { try reclaim([inode.value]) } catch {
             // The file has its new length; the rest can wait for room.
             guard error == .noSpace else { throw error }
@@ -361,16 +364,19 @@ extension Volume {
         }
     }
 
-    /// The record of a truncation. True when blocks beyond the new end are left to be freed.
+    /// The record of a truncation, and with it (O3) those of the other attributes in `change`. True when blocks beyond the new end
+    /// are left to be freed.
     func cutOff(
-        _ inode: InodeNumber, at size: UInt64, killPrivileges: Bool, _ caller: Caller
+        _ inode: InodeNumber, at size: UInt64, _ change: AttributeChange, _ caller: Caller
     ) throws(OperationError) -> Bool {
         let zeros = lock.withLock { zeroPage }
         try finishTrim(inode)
         return try mutate(blocks: 4, deletes: true) { () throws(ViewError) -> Bool in
-            let item = try view.attributes(inode).item
+            var item = try view.attributes(inode).item
             guard item.isRegular else { throw .refused(item.isDirectory ? .isDirectory : .invalid) }
             try finishTrimNow(inode)
+            if change.killPrivileges { item.mode = withoutPrivileges(item.mode, item) }
+            let attributes = try self.plan(inode, item, change)
             let plan = WritePlan()
             var done = false
             // Something may have to be read, or refused, after a block was made whole.
@@ -387,14 +393,14 @@ extension Volume {
             }
             try placeRuns(plan, inode)
             try performContent(
-                .truncate, plan, inode, offset: size, length: 0, size: size,
-                mode: killPrivileges ? withoutPrivileges(item.mode, item) : item.mode, caller,
-                flags: trim ? RecordHeader.flagTrim : 0, extra: extra)
+                .truncate, plan, inode, offset: size, length: 0, size: size, mode: item.mode, caller,
+                flags: trim ? RecordHeader.flagTrim : 0, extra: extra, room: attributes.room)
             done = true
             if trim {
                 orphans.insert(inode.value)
                 trimming.insert(inode.value)
             }
+            try perform(attributes, inode, caller)
             return trim
         }
     }

@@ -74,7 +74,8 @@ extension Volume {
     }
 
     /// Makes a file of the type that `mode` says: regular, directory, device, fifo, socket, or symlink to `target`. Counts one
-    /// reference. In a setgid directory the group is the directory's, and directories inherit the bit.
+    /// reference. In a setgid directory the group is the directory's, and directories inherit the bit. The permissions are what
+    /// the directory's default access control list leaves of those in `mode`, else the caller's umask.
     public func make(
         _ parent: InodeNumber, _ name: RawBytes, mode: UInt32, device: UInt32, target: RawBytes, _ caller: Caller
     ) throws(OperationError) -> Attributes {
@@ -93,17 +94,22 @@ extension Volume {
                 group = directory.gid
                 if kind == .directory { mode |= 0o2000 }
             }
+            let inherited = try inherit(parent, directory, &mode, caller)
             let type: RecordType = switch kind {
             case .regular: .create
             case .directory: .mkdir
             case .symlink: .symlink
             default: .mknod
             }
-            try perform(type, payload: MakePayload.size(name: name.count, target: target.count), caller, time: now()) { bytes in
+            let payload = MakePayload.size(name: name.count, target: target.count)
+            let time = now()
+            if !inherited.isEmpty { try makeRoom(inherited.reduce(Record.size(payload: payload)) { $0 + $1.room }) }
+            try perform(type, payload: payload, caller, time: time) { bytes in
                 MakePayload.store(
                     bytes, parent: parent, entry: entry, inode: inode, mode: mode, uid: caller.uid, gid: group,
                     device: device, name: name, target: target)
             }
+            for change in inherited { try perform(change, inode, caller, time: time) }
             references[inode.value, default: 0] += 1
             return try view.attributes(inode)
         }
@@ -121,14 +127,20 @@ extension Volume {
             guard view.nextInode < Limit.inode else { throw .refused(.noSpace) }
             let inode = InodeNumber(view.nextInode)
             let group = parent.mode & 0o2000 != 0 ? parent.gid : caller.gid
+            var mode = mode
+            let inherited = try inherit(directory, parent, &mode, caller)
+            let payload = MakePayload.size(name: 0, target: 0)
+            let time = now()
+            if !inherited.isEmpty { try makeRoom(inherited.reduce(Record.size(payload: payload)) { $0 + $1.room }) }
             let empty: [UInt8] = []
-            try perform(.tmpfile, payload: MakePayload.size(name: 0, target: 0), caller, time: now()) { bytes in
+            try perform(.tmpfile, payload: payload, caller, time: time) { bytes in
                 empty.withRawBytes { none in
                     MakePayload.store(
                         bytes, parent: directory, entry: 0, inode: inode, mode: mode, uid: caller.uid, gid: group, device: 0,
                         name: none, target: none)
                 }
             }
+            for change in inherited { try perform(change, inode, caller, time: time) }
             references[inode.value, default: 0] += 1
             orphans.insert(inode.value)
             return try view.attributes(inode)

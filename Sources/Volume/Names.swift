@@ -134,23 +134,37 @@ extension View {
         return nil
     }
 
+    /// The same of an inode whose item is at hand: nothing is looked up if it has no attributes.
+    func xattr(
+        _ inode: InodeNumber, _ item: InodeItem, _ name: [UInt8]
+    ) throws(ViewError) -> (offset: UInt64, item: XattrItem)? {
+        guard item.xattrs > 0 else { return nil }
+        return try name.withRawBytes { (name) throws(ViewError) in try xattr(inode, name) }
+    }
+
     /// The value of an extended attribute, or `.noAttribute`.
     public func xattrValue(_ inode: InodeNumber, _ name: RawBytes) throws(ViewError) -> [UInt8] {
         let item = try attributes(inode).item
         guard item.xattrs > 0, let found = try xattr(inode, name) else { throw .refused(.noAttribute) }
-        if found.item.pieces == .none { return found.item.inline.array }
-        return try pieces(found.item.pieces, length: found.item.valueLength)
+        return try xattrValue(found.item)
     }
 
-    /// Names of all extended attributes, each ended by NUL.
-    public func xattrNames(_ inode: InodeNumber) throws(ViewError) -> [UInt8] {
+    func xattrValue(_ item: XattrItem) throws(ViewError) -> [UInt8] {
+        if item.pieces == .none { return item.inline.array }
+        return try pieces(item.pieces, length: item.valueLength)
+    }
+
+    /// Names of the extended attributes, or of those that `accept` lets pass, each ended by NUL.
+    public func xattrNames(_ inode: InodeNumber, accept: (RawBytes) -> Bool = { _ in true }) throws(ViewError) -> [UInt8] {
         var names: [UInt8] = []
         guard try attributes(inode).item.xattrs > 0 else { return [] }
         try tree.scan(from: Key(inode, .xattr), mapping: ViewError.tree) { (key, value) throws(ViewError) -> Bool in
             guard key.isOf(inode, .xattr) else { return false }
             guard let item = XattrItem(value) else { throw .damaged("extended attribute \(key) is malformed") }
-            names += item.name.array
-            names.append(0)
+            if accept(item.name) {
+                names += item.name.array
+                names.append(0)
+            }
             return true
         }
         return names

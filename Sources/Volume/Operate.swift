@@ -3,6 +3,9 @@
 // (O1) The body of an operation changes nothing until it calls `perform`; whatever may be missing from memory, or may be
 //      refused, comes before. So starting over is safe.
 // (O2) What `perform` appends it applies; if that fails, memory and journal no longer agree and the volume stops writing.
+// (O3) An operation of several records has them all in one frame: it calls `makeRoom` for their sum before the first. A frame is
+//      accepted whole or not at all (invariant 1), so after a crash the operation is there whole or not at all. What is too long
+//      for that (invariant 12) is a record that leaves a legal state, and others that follow in their own time.
 
 import Device
 import Format
@@ -173,10 +176,7 @@ extension Volume {
         _ type: RecordType, payload: Int, _ caller: Caller, time: Timestamp, flags: UInt16 = 0, _ fill: (RawBytes) -> Void
     ) throws(ViewError) {
         let journal = journal!
-        if !journal.fits(payload: payload) {
-            seal()
-            guard failureText == nil else { throw .refused(.readOnly) }
-        }
+        if !journal.fits(Record.size(payload: payload)) { try sealFull() }
         let bytes = journal.append(type, payload: payload, time: time, uid: caller.uid, gid: caller.gid, pid: caller.pid)
         if flags != 0 { bytes.set(u16: flags, at: 6) }
         fill(bytes.from(RecordHeader.size))
@@ -203,6 +203,17 @@ extension Volume {
             checkpointWanted = true
             lock.broadcast()
         }
+    }
+
+    /// Lets the records that follow, `bytes` in all, go into one frame (O3). With the lock held until the last of them.
+    @inline(__always) func makeRoom(_ bytes: Int) throws(ViewError) {
+        precondition(bytes <= FrameHeader.maximumPayload, "an operation does not fit a frame")
+        if !journal!.fits(bytes) { try sealFull() }
+    }
+
+    @inline(never) private func sealFull() throws(ViewError) {
+        seal()
+        guard failureText == nil else { throw .refused(.readOnly) }
     }
 
     /// The time for a new record; never before the one of the last frame.

@@ -8,10 +8,13 @@ public struct Caller: Sendable {
     public let uid: UInt32
     public let gid: UInt32
     public let pid: UInt32
-    public init(uid: UInt32, gid: UInt32, pid: UInt32) {
+    /// Permissions that files made by it do not get, unless a default access control list says what they get.
+    public let umask: UInt32
+    public init(uid: UInt32, gid: UInt32, pid: UInt32, umask: UInt32 = 0) {
         self.uid = uid
         self.gid = gid
         self.pid = pid
+        self.umask = umask
     }
     /// Daybook's own housekeeping.
     public static let housekeeping = Caller(uid: 0, gid: 0, pid: 0)
@@ -93,6 +96,8 @@ public struct OpenOptions: Sendable {
     /// Longest time that a change waits for its commit.
     public var commitSeconds = 5.0
     public var accessTimes: AccessTimePolicy = .relative
+    /// POSIX access control lists are enforced (by the kernel), kept in step with modes, and inherited.
+    public var accessControlLists = true
     public init() {}
 }
 

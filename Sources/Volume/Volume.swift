@@ -44,6 +44,9 @@ public final class Volume: @unchecked Sendable {
     var olderCheckpoint: SequenceNumber
     var horizon: SequenceNumber
 
+    /// The option `acl`, with a kernel that knows of it.
+    var usesAccessControlLists: Bool
+
     /// References that the kernel holds to inodes.
     var references: [UInt64: UInt64] = [:]
     /// Inodes without names, and files being trimmed.
@@ -111,6 +114,7 @@ public final class Volume: @unchecked Sendable {
         limits = VolumeLimits(
             blockCount: superblock.blockCount, chunkBlocks: superblock.chunkBlocks, cacheBytes: options.cacheBytes)
         durable = view.sequence
+        usesAccessControlLists = options.accessControlLists
         view.tree.mayRead = false
     }
 

@@ -56,6 +56,7 @@ struct MountCommand: ParsableCommand {
               noatime, relatime, strictatime
                                      never keep access times; keep them roughly (default); at every read that the kernel's cache
                                      does not answer
+              acl, noacl             POSIX access control lists decide too who may do what (default); or do not exist
               writeback              let the kernel collect small writes before it hands them over
               latency=0|1            spend power on quick answers while requests flow (default 1 for root)
               threads=N              how many threads serve requests (default 2)

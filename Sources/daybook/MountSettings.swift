@@ -65,6 +65,8 @@ struct MountSettings {
         case "relatime", "atime":
             volume.accessTimes = .relative
             kernelFlags["atime"] = nil
+        case "acl": volume.accessControlLists = true
+        case "noacl": volume.accessControlLists = false
         case "allow_other": allowOther = true
         case "writeback": writeback = true
         case "latency": latency = true

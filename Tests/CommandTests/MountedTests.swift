@@ -6,6 +6,13 @@ import Device
 import Format
 import Glibc
 import Testing
+import Volume
+
+// <sys/xattr.h> is in no module.
+@_silgen_name("setxattr")
+private func setxattr(_: UnsafePointer<CChar>, _: UnsafePointer<CChar>, _: UnsafeRawPointer?, _: Int, _: Int32) -> Int32
+@_silgen_name("getxattr")
+private func getxattr(_: UnsafePointer<CChar>, _: UnsafePointer<CChar>, _: UnsafeMutableRawPointer?, _: Int) -> Int
 
 private let canMount = geteuid() == 0 && access("/dev/fuse", R_OK | W_OK) == 0
 
@@ -26,8 +33,8 @@ private final class Mounted {
         unlink(image)
     }
 
-    func mount() throws {
-        let mounted = daybook("mount", image, directory)
+    func mount(_ options: String = "rw") throws {
+        let mounted = daybook("mount", "-o", options, image, directory)
         try #require(mounted.status == 0, "\(mounted.errors)")
         isMounted = true
     }
@@ -35,13 +42,18 @@ private final class Mounted {
     /// Returns when the daemon has ended.
     func unmount() {
         isMounted = false
-        _ = system("umount '\(directory)'")
+        // A program that another test starts holds whatever descriptors are open at that moment, until it executes.
+        var attempts = 100
+        while system("umount '\(directory)' 2>/dev/null") != 0 && attempts > 0 {
+            attempts -= 1
+            usleep(50_000)
+        }
         guard let device = try? FileDevice(path: image, access: .readOnly) else { return }
         for _ in 0..<500 where ImageLock.hasWriter(descriptor: device.descriptor) { usleep(10_000) }
     }
 
     func write(_ name: String, _ text: String) {
-        let descriptor = open(directory + "/" + name, O_WRONLY | O_CREAT, 0o644)
+        let descriptor = open(directory + "/" + name, O_WRONLY | O_CREAT | O_CLOEXEC, 0o644)
         precondition(Glibc.write(descriptor, text, text.utf8.count) == text.utf8.count, "\(name): \(errno)")
         close(descriptor)
     }
@@ -202,5 +214,101 @@ struct MountedFilesystems {
         #expect(daybook("digest", past).output == then)
         #expect(access(mounted.directory + "/file", F_OK) != 0)
         #expect(open(past + "/new", O_WRONLY | O_CREAT, 0o644) < 0 && errno == EROFS)
+    }
+    // MARK: access control lists
+
+    private func set(_ path: String, _ name: String, _ value: [UInt8]) -> Int32 {
+        setxattr(path, "system.posix_acl_" + name, value, value.count, 0) == 0 ? 0 : errno
+    }
+    private func get(_ path: String, _ name: String) -> [UInt8]? {
+        var value = [UInt8](repeating: 0, count: 4096)
+        let count = getxattr(path, "system.posix_acl_" + name, &value, value.count)
+        return count < 0 ? nil : Array(value.prefix(count))
+    }
+    private func mode(_ path: String) -> UInt32 {
+        var status = stat()
+        return stat(path, &status) == 0 ? status.st_mode & 0o7777 : .max
+    }
+    /// The exit status of a shell command by a user who owns nothing here.
+    private func nobody(_ command: String) -> Int32 {
+        (system("su nobody -s /bin/sh -c '\(command)' >/dev/null 2>&1") >> 8) & 0xff
+    }
+    /// A list with what user 65534 may do.
+    private func list(_ mode: UInt16, nobody: UInt16, mask: UInt16) -> [UInt8] {
+        AccessControlList([
+            .init(tag: .owner, permissions: mode >> 6), .init(tag: .user, permissions: nobody, id: 65534),
+            .init(tag: .owningGroup, permissions: mode >> 3 & 7), .init(tag: .mask, permissions: mask),
+            .init(tag: .others, permissions: mode & 7),
+        ])!.bytes
+    }
+
+    @Test func theKernelEnforcesLists() throws {
+        let mounted = try Mounted()
+        let file = mounted.directory + "/file"
+        mounted.write("file", "secret")
+        chmod(mounted.directory, 0o755)
+        chmod(file, 0o600)
+        #expect(nobody("cat \(file)") != 0)
+        #expect(set(file, "access", list(0o600, nobody: 4, mask: 4)) == 0)
+        #expect(mode(file) == 0o640)
+        #expect(nobody("cat \(file)") == 0)
+        #expect(nobody("echo more >> \(file)") != 0)
+        // The group bits are the mask now.
+        chmod(file, 0o600)
+        #expect(get(file, "access") == list(0o600, nobody: 4, mask: 0))
+        #expect(nobody("cat \(file)") != 0)
+        chmod(file, 0o666)
+        #expect(nobody("cat \(file)") == 0)
+        #expect(nobody("echo more >> \(file)") != 0, "others may, but the entry for one user counts first")
+        #expect(set(file, "access", list(0o666, nobody: 0, mask: 6)) == 0)
+        #expect(nobody("cat \(file)") != 0)
+        mounted.unmount()
+        try mounted.mount()
+        #expect(get(file, "access") == list(0o666, nobody: 0, mask: 6))
+        #expect(nobody("cat \(file)") != 0)
+
+        #expect(set(file, "default", list(0o600, nobody: 4, mask: 4)) == EACCES)
+        #expect(set(file, "access", [2, 0, 0, 0, 1]) == EINVAL)
+        #expect(setxattr(file, "system.other", "x", 1, 0) != 0 && errno == EOPNOTSUPP)
+    }
+
+    @Test func theKernelLeavesInheritanceAndUmaskToUs() throws {
+        let mounted = try Mounted()
+        let directory = mounted.directory + "/d"
+        let before = umask(0o027)
+        defer { umask(before) }
+        mkdir(directory, 0o777)
+        #expect(mode(directory) == 0o750)
+        close(open(directory + "/plain", O_WRONLY | O_CREAT | O_CLOEXEC, 0o666))
+        #expect(mode(directory + "/plain") == 0o640)
+        #expect(set(directory, "default", list(0o775, nobody: 7, mask: 7)) == 0)
+        close(open(directory + "/file", O_WRONLY | O_CREAT | O_CLOEXEC, 0o666))
+        #expect(mode(directory + "/file") == 0o664)
+        #expect(get(directory + "/file", "access") == list(0o674, nobody: 7, mask: 6))
+        mkdir(directory + "/sub", 0o777)
+        #expect(get(directory + "/sub", "access") == list(0o775, nobody: 7, mask: 7))
+        #expect(get(directory + "/sub", "default") == list(0o775, nobody: 7, mask: 7))
+        mkfifo(directory + "/sub/fifo", 0o600)
+        #expect(get(directory + "/sub/fifo", "access") == list(0o670, nobody: 7, mask: 0))
+        mounted.unmount()
+
+        try mounted.mount("noacl")
+        #expect(get(directory, "default") == nil && errno == EOPNOTSUPP)
+        close(open(directory + "/without", O_WRONLY | O_CREAT | O_CLOEXEC, 0o666))
+        #expect(mode(directory + "/without") == 0o640)
+    }
+
+    @Test(.enabled(if: system("command -v setfacl >/dev/null") == 0, "no setfacl"))
+    func setgidGoesWhenAnOutsiderSetsAList() throws {
+        let mounted = try Mounted()
+        chmod(mounted.directory, 0o755)
+        for (group, expected) in [(gid_t(1), UInt32(0o774)), (65534, 0o2774)] {
+            let file = mounted.directory + "/file\(group)"
+            mounted.write("file\(group)", "x")
+            chown(file, 65534, group)
+            chmod(file, 0o2755)
+            #expect(nobody("setfacl -m u:2:rwx,o::4 \(file)") == 0)
+            #expect(mode(file) == expected)
+        }
     }
 }

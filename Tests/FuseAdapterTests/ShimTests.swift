@@ -13,6 +13,7 @@ import Volume
 @Suite struct CompletedInit {
     private let parallelDirectoryOperations: UInt32 = 1 << 18
     private let killPrivileges: UInt32 = 1 << 28
+    private let longSetxattr: UInt32 = 1 << 29
 
     @Test func onlyOfferedBitsAreAdded() {
         #expect(daybook_fuse_completed_flags(1, 0) == 1)
@@ -21,7 +22,7 @@ import Volume
     }
 
     @Test func nothingElseIsAdded() {
-        #expect(daybook_fuse_completed_flags(0, .max) == parallelDirectoryOperations | killPrivileges)
+        #expect(daybook_fuse_completed_flags(0, .max) == parallelDirectoryOperations | killPrivileges | longSetxattr)
         #expect(daybook_fuse_completed_flags(.max, 0) == .max)
     }
 }
@@ -40,6 +41,37 @@ import Volume
     @Test(arguments: [2, 42, 18, 36] as [UInt32])
     func whatTheKernelSendsOfItsOwnAccordHasNoSender(opcode: UInt32) {
         #expect(daybook_fuse_sender(header(opcode: opcode, pid: 77)) == 0)
+    }
+}
+
+@Suite struct LongSetxattr {
+    /// The header, size, flags, setxattr_flags, padding, and the name and value behind them.
+    private func request(_ tail: [UInt8], flags: UInt32) -> [UInt8] {
+        var words = [UInt32](repeating: 0, count: 14)
+        words[0] = UInt32(56 + tail.count)
+        words[1] = 21
+        words[10] = 3
+        words[11] = 2
+        words[12] = flags
+        return words.withUnsafeBytes { Array($0) } + tail
+    }
+
+    @Test(arguments: [0, 1, .max] as [UInt32]) func becomesTheShortOne(flags: UInt32) {
+        let tail = Array("user.a\0abc".utf8)
+        var bytes = request(tail, flags: flags)
+        var size = bytes.count
+        #expect(daybook_fuse_shorten_setxattr(&bytes, &size) == flags)
+        #expect(size == 48 + tail.count)
+        #expect(bytes[0] == UInt8(size))
+        #expect(Array(bytes[40..<48]) == [3, 0, 0, 0, 2, 0, 0, 0])
+        #expect(Array(bytes[48..<size]) == tail)
+    }
+
+    @Test func oneCutOffIsLeftAlone() {
+        var bytes = Array(request([], flags: 1).prefix(52))
+        var size = bytes.count
+        #expect(daybook_fuse_shorten_setxattr(&bytes, &size) == 0)
+        #expect(size == 52)
     }
 }
 

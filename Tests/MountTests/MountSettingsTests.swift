@@ -42,6 +42,13 @@ import Volume
         #expect(settings.latency == false)
     }
 
+    @Test func accessControlListsAreOnUnlessSaidOtherwise() throws {
+        #expect(try MountSettings([], isRoot: true).volume.accessControlLists)
+        #expect(try MountSettings(["noacl"], isRoot: true).volume.accessControlLists == false)
+        #expect(try MountSettings(["noacl", "acl"], isRoot: true).volume.accessControlLists)
+        #expect(try MountSettings(["acl"], isRoot: true).kernelOptions == MountSettings([], isRoot: true).kernelOptions)
+    }
+
     @Test(arguments: [
         "bogus", "bogus=1", "commit=0", "commit=", "commit=nan", "commit=inf", "commit=-1", "cache=1M", "cache=", "cache=-1",
         "cache=99999999999999999999", "cache=9999999999G", "cache=16Q", "errors=panic", "latency=2", "at=", "at=yesterday",

@@ -59,7 +59,7 @@ import Testing
         for how in 0..<3 {
             let volume = try openVolume(try makeDisk())
             let inode = try makeScattered(volume, "f")
-            #expect(try volume.cutOff(inode, at: 0, killPrivileges: false, testCaller))
+            #expect(try volume.cutOff(inode, at: 0, AttributeChange(), testCaller))
             switch how {
             case 0: try grow(volume, inode)
             case 1: try volume.fallocate(inode, mode: 0, offset: 0, length: UInt64(Self.blocks) * 8192, testCaller)
@@ -139,7 +139,7 @@ import Testing
         let disk = try makeDisk()
         var volume = try openVolume(disk)
         let inode = try makeScattered(volume, "f")
-        #expect(try volume.cutOff(inode, at: 0, killPrivileges: false, testCaller))
+        #expect(try volume.cutOff(inode, at: 0, AttributeChange(), testCaller))
         try volume.commit()
         let after = disk.copy()
         volume.abandon()

@@ -23,6 +23,8 @@ struct daybook_fuse_thread {
     size_t reply_size;
     /// FUSE_WRITE_* of the WRITE in hand; libfuse keeps all but one of them to itself.
     uint32_t write_flags;
+    /// FUSE_SETXATTR_* of the SETXATTR in hand.
+    uint32_t setxattr_flags;
     /// What the kernel offered, while INIT is in hand; zero otherwise.
     uint32_t offered;
 };
@@ -41,6 +43,9 @@ enum { DAYBOOK_FUSE_WRITE_HEADER = 80 };
 
 /// FUSE_WRITE_KILL_SUIDGID of write_flags.
 enum { DAYBOOK_FUSE_WRITE_KILL_SUIDGID = 4 };
+
+/// FUSE_SETXATTR_ACL_KILL_SGID of setxattr_flags.
+enum { DAYBOOK_FUSE_SETXATTR_KILL_SGID = 1 };
 
 /// Opcodes that the request loop itself must know.
 enum daybook_fuse_opcode {
@@ -71,6 +76,10 @@ static inline uint32_t daybook_fuse_sender(const void *request) {
 
 /// Notes what libfuse will not pass on, then lets it decode the request and call the handler.
 void daybook_fuse_process(struct fuse_session *session, struct daybook_fuse_thread *thread, void *request, size_t size);
+
+/// Gives a SETXATTR the form of old that libfuse expects, without the flags that it does not pass on; returns those. `size`
+/// becomes that of the shorter request.
+uint32_t daybook_fuse_shorten_setxattr(void *request, size_t *size);
 
 /// Answers a request that libfuse never saw. `error` is a positive errno, or 0. Returns 0 or a negative errno.
 int daybook_fuse_reply_raw(int descriptor, uint64_t unique, int error);
