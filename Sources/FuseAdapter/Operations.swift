@@ -404,8 +404,15 @@ func makeOperations() -> fuse_lowlevel_ops {
         }
     }
 
-    // ENOSYS: the kernel opens by itself from now on, with its caches kept.
-    table.open = { request, _, _ in fuse_reply_err(request, ENOSYS) }
+    // ENOSYS: the kernel opens by itself from now on, with its caches kept. It would then answer reads of which we never
+    // hear, so when access times are to be exact each open lets go of what is cached.
+    table.open = { request, _, file in
+        if withServer({ $0.options.strictAccessTimes }) {
+            fuse_reply_open(request, file)
+        } else {
+            fuse_reply_err(request, ENOSYS)
+        }
+    }
     table.opendir = { request, _, _ in fuse_reply_err(request, ENOSYS) }
     table.release = { request, _, _ in fuse_reply_err(request, 0) }
 

@@ -24,6 +24,8 @@ public struct MountOptions: Sendable {
     public var kernelOptions: [String] = []
     /// The kernel keeps written data for a while before it hands it over.
     public var writeback = false
+    /// Reading after an open moves the access time, even if the kernel has the contents.
+    public var strictAccessTimes = false
     /// Trade power for latency while requests flow; nil: if the kernel lets us.
     public var latency: Bool?
     public var threads = 2

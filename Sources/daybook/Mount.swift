@@ -54,8 +54,8 @@ struct MountCommand: ParsableCommand {
               commit=SECONDS         longest time that a change waits to be durable (default 5)
               cache=SIZE             memory for the cache, at least 16M
               noatime, relatime, strictatime
-                                     never keep access times; keep them roughly (default); at every read that the kernel's cache
-                                     does not answer
+                                     never keep access times; keep them roughly (default); at the first read after each open,
+                                     and at every one that the kernel's cache does not answer
               writeback              let the kernel collect small writes before it hands them over
               latency=0|1            spend power on quick answers while requests flow (default 1 for root)
               threads=N              how many threads serve requests (default 2)
@@ -204,6 +204,7 @@ extension MountCommand {
         options.source = target.image
         options.kernelOptions = settings.kernelOptions
         options.writeback = settings.writeback
+        options.strictAccessTimes = settings.volume.accessTimes == .always
         options.latency = settings.latency
         options.threads = settings.threads
         do throws(ServeError) {
