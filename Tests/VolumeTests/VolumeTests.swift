@@ -40,6 +40,39 @@ import Volume
         try volume.close()
     }
 
+    /// How the kernel turns a file handle into an inode that it has forgotten: open_by_handle_at(2), NFS. generic/426 and 477 of
+    /// xfstests.
+    @Test func aNumberLeadsToItsInodeAgain() throws {
+        let disk = try makeDisk()
+        var volume = try openVolume(disk)
+        try volume.makeDirectory("a")
+        let inodes = [try volume.find("a").inode, try volume.make("a/file"), try volume.make("a/link", mode: 0o120777, target: "x")]
+        try volume.make("gone")
+        let gone = try volume.find("gone").inode
+        try volume.unlink("gone")
+        func itself(_ inode: InodeNumber) throws -> Attributes {
+            let found = try [UInt8(ascii: ".")].withRawBytes { (name) throws(OperationError) in try volume.lookup(inode, name) }
+            volume.forget(found.inode, count: 1)
+            return found
+        }
+        for _ in 0..<2 {
+            for inode in inodes {
+                let found = try itself(inode)
+                #expect(found.inode == inode)
+                #expect(found.item == (try volume.attributes(inode)).item)
+            }
+            for inode in [gone, InodeNumber(1_000_000), InodeNumber(0), InodeNumber(.max)] {
+                #expect(throws: OperationError.self) { try itself(inode) }
+            }
+            let parent = try Array("..".utf8).withRawBytes { (name) throws(OperationError) in try volume.lookup(inodes[0], name) }
+            #expect(parent.inode == .root)
+            volume.forget(.root, count: 1)
+            try volume.close()
+            volume = try openVolume(disk)
+        }
+        try volume.close()
+    }
+
     @Test func committedStateSurvivesACrash() throws {
         for seed in 0..<20 as Range<UInt64> {
             let disk = try makeDisk()
