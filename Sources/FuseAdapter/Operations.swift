@@ -103,6 +103,21 @@ private let longTransfer = 128 << 10
     }
 }
 
+/// Runs a change of contents that takes suid and sgid away. Its answer does not tell the kernel, which would go by the old mode,
+/// also when it executes the file, for as long as it keeps the inode. So it is told to ask again, and before the answer: from
+/// there on nobody may meet the old mode. Attributes alone are let go without a lock that the sender of the request could hold.
+@inline(__always) private func withoutPrivileges<R>(
+    _ inode: fuse_ino_t, _ operation: (Volume) throws(OperationError) -> R
+) throws(OperationError) -> R {
+    try withServer { server throws(OperationError) in
+        try server.volume.lend { volume throws(OperationError) in
+            let mode = try volume.attributes(InodeNumber(UInt64(inode))).item.mode
+            defer { if mode & 0o6000 != 0 { fuse_lowlevel_notify_inval_inode(server.session, inode, -1, 0) } }
+            return try operation(volume)
+        }
+    }
+}
+
 /// Copies what the volume shows to the thread's memory; an error if it is longer than that.
 @inline(__always) private func gather(_ bytes: RawBytes, into memory: RawBytes) -> Int {
     guard bytes.count <= memory.count else { return -1 }
@@ -427,12 +442,13 @@ func makeOperations() -> fuse_lowlevel_ops {
     table.write = { request, inode, data, size, offset, _ in
         let who = caller(request!)
         let kill = daybook_fuse_thread().pointee.write_flags & UInt32(DAYBOOK_FUSE_WRITE_KILL_SUIDGID) != 0
+        let payload = RawBytes(base: UnsafeMutableRawPointer(mutating: data!), count: size)
+        func write(_ volume: Volume) throws(OperationError) {
+            try volume.write(
+                InodeNumber(UInt64(inode)), at: UInt64(bitPattern: Int64(offset)), payload, killPrivileges: kill, who)
+        }
         do throws(OperationError) {
-            try withVolume { volume throws(OperationError) in
-                let payload = RawBytes(base: UnsafeMutableRawPointer(mutating: data!), count: size)
-                try volume.write(
-                    InodeNumber(UInt64(inode)), at: UInt64(bitPattern: Int64(offset)), payload, killPrivileges: kill, who)
-            }
+            if kill { try withoutPrivileges(inode, write) } else { try withVolume(write) }
             fuse_reply_write(request, size)
         } catch {
             fuse_reply_err(request, error.errno)
@@ -489,9 +505,14 @@ func makeOperations() -> fuse_lowlevel_ops {
             return
         }
         let who = caller(request!)
-        answer(request!) { volume throws(OperationError) in
-            try volume.fallocate(
-                InodeNumber(UInt64(inode)), mode: mode, offset: UInt64(offset), length: UInt64(length), who)
+        do throws(OperationError) {
+            try withoutPrivileges(inode) { volume throws(OperationError) in
+                try volume.fallocate(
+                    InodeNumber(UInt64(inode)), mode: mode, offset: UInt64(offset), length: UInt64(length), who)
+            }
+            fuse_reply_err(request, 0)
+        } catch {
+            fuse_reply_err(request, error.errno)
         }
     }
     table.lseek = { request, inode, offset, whence, _ in
@@ -519,7 +540,7 @@ func makeOperations() -> fuse_lowlevel_ops {
         }
         let who = caller(request!)
         do throws(OperationError) {
-            let copied = try withVolume { volume throws(OperationError) in
+            let copied = try withoutPrivileges(destination) { volume throws(OperationError) in
                 try volume.copyRange(
                     from: InodeNumber(UInt64(source)), at: UInt64(sourceOffset), to: InodeNumber(UInt64(destination)),
                     at: UInt64(offset), length: UInt64(length), who)

@@ -47,6 +47,7 @@ final class Server: @unchecked Sendable {
     // Set once, before the first request.
     private(set) var commits: GroupCommit!
     private(set) var loop: RequestLoop!
+    private(set) var session: OpaquePointer!
     private let closed = Atomic<Bool>(false)
     private(set) var closeError: OperationError?
 
@@ -59,6 +60,7 @@ final class Server: @unchecked Sendable {
     deinit { volume.release() }
 
     func attach(_ session: OpaquePointer) {
+        self.session = session
         loop = RequestLoop(session: session, latency: options.latency)
         commits = GroupCommit(volume.takeUnretainedValue(), descriptor: fuse_session_fd(session))
     }

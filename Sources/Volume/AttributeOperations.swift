@@ -24,7 +24,7 @@ extension Volume {
             }
             if change.uid != nil || change.gid != nil || (change.killPrivileges && change.size == nil) {
                 // chown clears suid, and sgid of what may be executed by its group (chown(2)).
-                let cleared = change.mode == nil ? withoutPrivileges(mode, item) : mode
+                let cleared = change.mode == nil ? withoutPrivileges(mode, item, caller) : mode
                 if cleared != mode {
                     mask |= AttributesPayload.mode
                     mode = cleared
@@ -44,12 +44,18 @@ extension Volume {
         }
     }
 
-    /// The mode without suid, and without sgid where the group may execute.
-    func withoutPrivileges(_ mode: UInt32, _ item: InodeItem) -> UInt32 {
+    /// The mode without suid, and without sgid where the group may execute or `caller` is neither root nor of the group (groups that
+    /// it has beside its own are not known here, and do not count).
+    func withoutPrivileges(_ mode: UInt32, _ item: InodeItem, _ caller: Caller) -> UInt32 {
         guard item.isRegular else { return mode }
         var mode = mode & ~0o4000
-        if mode & 0o2010 == 0o2010 { mode &= ~0o2000 }
+        if mode & 0o0010 != 0 || (caller.uid != 0 && caller.gid != item.gid) { mode &= ~0o2000 }
         return mode
+    }
+
+    /// The mode after a change of contents of which the kernel does not say whether suid and sgid are to go: root keeps them.
+    func modeAfterChange(_ item: InodeItem, _ caller: Caller) -> UInt32 {
+        caller.uid == 0 ? item.mode : withoutPrivileges(item.mode, item, caller)
     }
 
     /// Gives a symlink's target to `body`.

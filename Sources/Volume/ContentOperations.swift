@@ -136,7 +136,7 @@ extension Volume {
             try planEdges(plan, inode, item, offset, data)
             try placeRuns(plan, inode)
             let size = max(item.length, offset + UInt64(data.count))
-            let mode = killPrivileges ? withoutPrivileges(item.mode, item) : item.mode
+            let mode = killPrivileges ? withoutPrivileges(item.mode, item, caller) : item.mode
             try performContent(
                 .write, plan, inode, offset: offset, length: UInt64(data.count), size: size, mode: mode, caller)
             done = true
@@ -388,7 +388,7 @@ extension Volume {
             try placeRuns(plan, inode)
             try performContent(
                 .truncate, plan, inode, offset: size, length: 0, size: size,
-                mode: killPrivileges ? withoutPrivileges(item.mode, item) : item.mode, caller,
+                mode: killPrivileges ? withoutPrivileges(item.mode, item, caller) : item.mode, caller,
                 flags: trim ? RecordHeader.flagTrim : 0, extra: extra)
             done = true
             if trim {
@@ -505,10 +505,11 @@ extension Volume {
                     }
                     at = to
                 }
-                guard !extra.isEmpty || !plan.patches.isEmpty || size != item.length else { return true }
+                let left = modeAfterChange(item, caller)
+                guard !extra.isEmpty || !plan.patches.isEmpty || size != item.length || left != item.mode else { return true }
                 try performContent(
                     .fallocate, plan, inode, offset: offset, length: length, size: size,
-                    mode: withoutPrivileges(item.mode, item), caller, fallocateMode: UInt32(bitPattern: mode), extra: extra)
+                    mode: left, caller, fallocateMode: UInt32(bitPattern: mode), extra: extra)
                 return true
             } catch {
                 if failureText == nil {
