@@ -42,6 +42,7 @@ let package = Package(
             name: "daybook",
             dependencies: [
                 "FuseAdapter", "Check", "Digest", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory", "CBlkid",
+                "CSupport",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],

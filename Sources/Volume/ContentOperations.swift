@@ -80,7 +80,7 @@ extension Volume {
 
     /// relatime: the access time moves when it is not after the last change, or a day old; strictatime: whenever we are asked.
     private func touchAccessTime(_ inode: InodeNumber) throws(ViewError) {
-        guard options.accessTimes != .never, journal != nil, failureText == nil else { return }
+        guard options.accessTimes != .never, !accessTimesPaused, journal != nil, failureText == nil else { return }
         let item = try view.attributes(inode).item
         let time = now()
         guard options.accessTimes == .always || item.accessed <= item.modified || item.accessed <= item.changed

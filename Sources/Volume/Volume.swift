@@ -80,6 +80,7 @@ public final class Volume: @unchecked Sendable {
     /// Chunks taken and zeroed ahead of use.
     var spareChunks: [BlockNumber] = []
 
+    var accessTimesPaused = false
     var stopping = false
     var threads: [Thread] = []
     var readPlans: [ReadPlan] = []
@@ -119,6 +120,8 @@ public final class Volume: @unchecked Sendable {
     public var isReadOnly: Bool { journal == nil || failure != nil }
     /// Why the volume turned read-only, if it did.
     public var failure: String? { lock.withLock { failureText } }
+    /// Nothing is to be written but what is asked for.
+    public func pauseAccessTimes(_ paused: Bool) { lock.withLock { accessTimesPaused = paused } }
     /// Last record applied.
     public var sequence: SequenceNumber { lock.withLock { view.sequence } }
 
