@@ -24,7 +24,8 @@ extension Volume {
         from source: InodeNumber, at sourceOffset: UInt64, to destination: InodeNumber, at offset: UInt64, length: UInt64,
         _ caller: Caller
     ) throws(OperationError) -> UInt64 {
-        guard sourceOffset <= Limit.fileSize, offset <= Limit.fileSize else { throw .tooLarge }
+        // 0 would mean the end of the source.
+        guard sourceOffset <= Limit.fileSize, offset < Limit.fileSize else { throw .tooLarge }
         let wanted = min(length, Limit.fileSize - max(sourceOffset, offset), Self.mostShared)
         let mask = UInt64(blockSize - 1)
         let isAligned = (sourceOffset ^ offset) & mask == 0

@@ -97,4 +97,20 @@ import Volume
             try again.close()
         }
     }
+
+    /// Zero bytes copied mean the end of the source; at the last offset that a file can have it is an error instead. generic/564 of
+    /// xfstests.
+    @Test func copyingBeyondTheLargestFile() throws {
+        let volume = try openVolume(try makeDisk())
+        try volume.make("from")
+        try volume.write("from", pattern(10_000, 1))
+        let (from, to) = (try volume.find("from").inode, try volume.make("to"))
+        let copied = try volume.copyRange(from: from, at: 0, to: to, at: Limit.fileSize - 5000, length: 10_000, testCaller)
+        #expect(copied == 5000)
+        #expect(throws: OperationError.tooLarge) {
+            try volume.copyRange(from: from, at: 5000, to: to, at: Limit.fileSize, length: 5000, testCaller)
+        }
+        #expect(try volume.copyRange(from: from, at: 10_000, to: to, at: 0, length: 5000, testCaller) == 0)
+        try volume.close()
+    }
 }
