@@ -297,7 +297,7 @@ private func sync(_ request: fuse_req_t) {
 // MARK: the connection
 
 /// INIT: what we ask of the kernel. Two more bits are asked for by the shim (raw_request.c).
-private func initialise(_ server: Server, _ connection: inout fuse_conn_info) {
+func negotiate(_ connection: inout fuse_conn_info, writeback: Bool) {
     func ask(_ capability: Int32) {
         let bit = UInt32(bitPattern: capability)
         if connection.capable & bit != 0 { connection.want |= bit }
@@ -305,7 +305,7 @@ private func initialise(_ server: Server, _ connection: inout fuse_conn_info) {
     func decline(_ capability: Int32) { connection.want &= ~UInt32(bitPattern: capability) }
 
     for capability in [
-        FUSE_CAP_ASYNC_READ, FUSE_CAP_ASYNC_DIO, FUSE_CAP_PARALLEL_DIROPS, FUSE_CAP_EXPORT_SUPPORT,
+        FUSE_CAP_ASYNC_READ, FUSE_CAP_PARALLEL_DIROPS, FUSE_CAP_EXPORT_SUPPORT,
         FUSE_CAP_CACHE_SYMLINKS, FUSE_CAP_READDIRPLUS, FUSE_CAP_READDIRPLUS_AUTO, FUSE_CAP_EXPLICIT_INVAL_DATA,
     ] { ask(Int32(capability)) }
 
@@ -313,13 +313,15 @@ private func initialise(_ server: Server, _ connection: inout fuse_conn_info) {
     decline(Int32(FUSE_CAP_ATOMIC_O_TRUNC))
     // Nobody else changes the data.
     decline(Int32(FUSE_CAP_AUTO_INVAL_DATA))
+    // Having ended one of these, the kernel keeps what somebody read into its cache meanwhile: old contents, for good.
+    decline(Int32(FUSE_CAP_ASYNC_DIO))
     // Measured: no gain.
     decline(Int32(FUSE_CAP_SPLICE_READ))
     decline(Int32(FUSE_CAP_SPLICE_WRITE))
     decline(Int32(FUSE_CAP_SPLICE_MOVE))
     // The first version has the server clear suid on every write, root's included; the second is asked for instead.
     decline(Int32(FUSE_CAP_HANDLE_KILLPRIV))
-    if server.options.writeback { ask(Int32(FUSE_CAP_WRITEBACK_CACHE)) }
+    if writeback { ask(Int32(FUSE_CAP_WRITEBACK_CACHE)) }
 
     connection.max_write = UInt32(Server.maximumTransfer)
     connection.max_background = 64
@@ -335,7 +337,7 @@ func makeOperations() -> fuse_lowlevel_ops {
     var table = fuse_lowlevel_ops()
 
     table.`init` = { userdata, connection in
-        Unmanaged<Server>.fromOpaque(userdata!).lend { initialise($0, &connection!.pointee) }
+        Unmanaged<Server>.fromOpaque(userdata!).lend { negotiate(&connection!.pointee, writeback: $0.options.writeback) }
     }
     // For a plain mount from fuse_session_destroy only, when all is done; were it a fuseblk one, umount(8) would wait
     // here for the clean checkpoint.
