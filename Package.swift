@@ -41,7 +41,8 @@ let package = Package(
         .executableTarget(
             name: "daybook",
             dependencies: [
-                "FuseAdapter", "Check", "Digest", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory", "CBlkid", "CSupport",
+                "FuseAdapter", "Check", "Digest", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory", "CBlkid",
+                "CSupport",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
             ],

@@ -128,6 +128,8 @@ long daybook_get_xattr(const char *path, const char *name, void *value, size_t s
     return lgetxattr(path, name, value, size);
 }
 
+int daybook_remove_xattr(const char *path, const char *name) { return lremovexattr(path, name); }
+
 int daybook_ofd_lock(int fd, int type, int64_t offset, int64_t length) {
     struct flock lock = {.l_type = (short)type, .l_whence = SEEK_SET, .l_start = offset, .l_len = length, .l_pid = 0};
     return fcntl(fd, F_OFD_SETLK, &lock) == 0 ? 0 : errno;

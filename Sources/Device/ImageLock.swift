@@ -109,15 +109,16 @@ public final class ImageLock: @unchecked Sendable {
     }
 
     /// umount(8) returns before the daemon has written its clean checkpoint: a daemon that has no mount to show any more is waited
-    /// for, for some seconds. A holder that cannot be found has mostly just gone.
+    /// for, for some seconds. A holder that cannot be found has mostly just gone: then another attempt tells.
     public static func afterUnmount(path: String, _ acquire: () throws(LockError) -> ImageLock) throws(LockError) -> ImageLock {
         let real = ProcessFiles.resolved(path) ?? path
-        var attempts = 0
+        var found = 0
+        var notFound = 0
         while true {
             do throws(LockError) { return try acquire() } catch {
-                attempts += 1
                 let process = lockingProcess(real)
-                guard error.reason == .inUse, attempts < (process == nil ? 50 : 500), process.map({ $0.command == "daybook" }) ?? true,
+                if process == nil { notFound += 1 } else { found += 1 }
+                guard error.reason == .inUse, found < 500, notFound < 50, process.map({ $0.command == "daybook" }) ?? true,
                     LoopDevices.over(real) == nil, !MountedFilesystem.all().contains(where: { $0.isDaybook && $0.source == real })
                 else { throw error }
                 usleep(20_000)

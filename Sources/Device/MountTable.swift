@@ -9,6 +9,8 @@ public struct MountedFilesystem: Sendable, Equatable {
     /// What of the filesystem is mounted: `/`, or the directory that a bind mount shows.
     public let root: String
     public let mountpoint: String
+    /// "rw", "relatime" and so on, as they are now.
+    public let flags: [String]
     public let type: String
     public let source: String
 
@@ -52,6 +54,7 @@ public struct MountedFilesystem: Sendable, Equatable {
         device = String(decoding: fields[2], as: UTF8.self)
         root = Self.unescape(fields[3])
         mountpoint = Self.unescape(fields[4])
+        flags = fields[5].split(separator: UInt8(ascii: ",")).map { String(decoding: $0, as: UTF8.self) }
         type = String(decoding: fields[dash + 1], as: UTF8.self)
         source = Self.unescape(fields[dash + 2])
     }

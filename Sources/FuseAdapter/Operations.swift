@@ -103,6 +103,21 @@ private let longTransfer = 128 << 10
     }
 }
 
+/// Runs a change of contents that takes suid and sgid away. Its answer does not tell the kernel, which would go by the old mode,
+/// also when it executes the file, for as long as it keeps the inode. So it is told to ask again, and before the answer: from
+/// there on nobody may meet the old mode. Attributes alone are let go without a lock that the sender of the request could hold.
+@inline(__always) private func withoutPrivileges<R>(
+    _ inode: fuse_ino_t, _ operation: (Volume) throws(OperationError) -> R
+) throws(OperationError) -> R {
+    try withServer { server throws(OperationError) in
+        try server.volume.lend { volume throws(OperationError) in
+            let mode = try volume.attributes(InodeNumber(UInt64(inode))).item.mode
+            defer { if mode & 0o6000 != 0 { fuse_lowlevel_notify_inval_inode(server.session, inode, -1, 0) } }
+            return try operation(volume)
+        }
+    }
+}
+
 /// Copies what the volume shows to the thread's memory; an error if it is longer than that.
 @inline(__always) private func gather(_ bytes: RawBytes, into memory: RawBytes) -> Int {
     guard bytes.count <= memory.count else { return -1 }
@@ -272,7 +287,7 @@ private func sync(_ request: fuse_req_t) {
 // MARK: the connection
 
 /// INIT: what we ask of the kernel. Three more bits are asked for by the shim (raw_request.c).
-private func initialise(_ server: Server, _ connection: inout fuse_conn_info) {
+func negotiate(_ connection: inout fuse_conn_info, writeback: Bool) {
     func ask(_ capability: Int32) {
         let bit = UInt32(bitPattern: capability)
         if connection.capable & bit != 0 { connection.want |= bit }
@@ -280,11 +295,32 @@ private func initialise(_ server: Server, _ connection: inout fuse_conn_info) {
     func decline(_ capability: Int32) { connection.want &= ~UInt32(bitPattern: capability) }
 
     for capability in [
-        FUSE_CAP_ASYNC_READ, FUSE_CAP_ASYNC_DIO, FUSE_CAP_PARALLEL_DIROPS, FUSE_CAP_EXPORT_SUPPORT,
+        FUSE_CAP_ASYNC_READ, FUSE_CAP_PARALLEL_DIROPS, FUSE_CAP_EXPORT_SUPPORT,
         FUSE_CAP_CACHE_SYMLINKS, FUSE_CAP_READDIRPLUS, FUSE_CAP_READDIRPLUS_AUTO, FUSE_CAP_EXPLICIT_INVAL_DATA,
     ] { ask(Int32(capability)) }
 
-    // With access control lists the umask is ours to apply: where a default list is inherited it does not count.
+    // Without OPEN there is no request that a truncating open could ride on: with it truncations would be lost.
+    decline(Int32(FUSE_CAP_ATOMIC_O_TRUNC))
+    // Nobody else changes the data.
+    decline(Int32(FUSE_CAP_AUTO_INVAL_DATA))
+    // Having ended one of these, the kernel keeps what somebody read into its cache meanwhile: old contents, for good.
+    decline(Int32(FUSE_CAP_ASYNC_DIO))
+    // Measured: no gain.
+    decline(Int32(FUSE_CAP_SPLICE_READ))
+    decline(Int32(FUSE_CAP_SPLICE_WRITE))
+    decline(Int32(FUSE_CAP_SPLICE_MOVE))
+    // The first version has the server clear suid on every write, root's included; the second is asked for instead.
+    decline(Int32(FUSE_CAP_HANDLE_KILLPRIV))
+    if writeback { ask(Int32(FUSE_CAP_WRITEBACK_CACHE)) }
+
+    connection.max_write = UInt32(Server.maximumTransfer)
+    connection.max_background = 64
+    connection.congestion_threshold = 48
+    connection.time_gran = 1
+}
+
+/// With access control lists the umask is ours to apply: where a default list is inherited it does not count.
+private func negotiateLists(_ server: Server, _ connection: inout fuse_conn_info) {
     let lists = UInt32(FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK)
     server.volume.lend { volume in
         if volume.hasAccessControlLists && connection.capable & lists == lists {
@@ -293,23 +329,6 @@ private func initialise(_ server: Server, _ connection: inout fuse_conn_info) {
             volume.ignoreAccessControlLists()
         }
     }
-
-    // Without OPEN there is no request that a truncating open could ride on: with it truncations would be lost.
-    decline(Int32(FUSE_CAP_ATOMIC_O_TRUNC))
-    // Nobody else changes the data.
-    decline(Int32(FUSE_CAP_AUTO_INVAL_DATA))
-    // Measured: no gain.
-    decline(Int32(FUSE_CAP_SPLICE_READ))
-    decline(Int32(FUSE_CAP_SPLICE_WRITE))
-    decline(Int32(FUSE_CAP_SPLICE_MOVE))
-    // The first version has the server clear suid on every write, root's included; the second is asked for instead.
-    decline(Int32(FUSE_CAP_HANDLE_KILLPRIV))
-    if server.options.writeback { ask(Int32(FUSE_CAP_WRITEBACK_CACHE)) }
-
-    connection.max_write = UInt32(Server.maximumTransfer)
-    connection.max_background = 64
-    connection.congestion_threshold = 48
-    connection.time_gran = 1
 }
 
 // MARK: the table
@@ -320,7 +339,10 @@ func makeOperations() -> fuse_lowlevel_ops {
     var table = fuse_lowlevel_ops()
 
     table.`init` = { userdata, connection in
-        Unmanaged<Server>.fromOpaque(userdata!).lend { initialise($0, &connection!.pointee) }
+        Unmanaged<Server>.fromOpaque(userdata!).lend { server in
+            negotiate(&connection!.pointee, writeback: server.options.writeback)
+            negotiateLists(server, &connection!.pointee)
+        }
     }
     // For a plain mount from fuse_session_destroy only, when all is done; were it a fuseblk one, umount(8) would wait
     // here for the clean checkpoint.
@@ -404,8 +426,15 @@ func makeOperations() -> fuse_lowlevel_ops {
         }
     }
 
-    // ENOSYS: the kernel opens by itself from now on, with its caches kept.
-    table.open = { request, _, _ in fuse_reply_err(request, ENOSYS) }
+    // ENOSYS: the kernel opens by itself from now on, with its caches kept. It would then answer reads of which we never
+    // hear, so when access times are to be exact each open lets go of what is cached.
+    table.open = { request, _, file in
+        if withServer({ $0.options.strictAccessTimes }) {
+            fuse_reply_open(request, file)
+        } else {
+            fuse_reply_err(request, ENOSYS)
+        }
+    }
     table.opendir = { request, _, _ in fuse_reply_err(request, ENOSYS) }
     table.release = { request, _, _ in fuse_reply_err(request, 0) }
 
@@ -420,12 +449,13 @@ func makeOperations() -> fuse_lowlevel_ops {
     table.write = { request, inode, data, size, offset, _ in
         let who = caller(request!)
         let kill = daybook_fuse_thread().pointee.write_flags & UInt32(DAYBOOK_FUSE_WRITE_KILL_SUIDGID) != 0
+        let payload = RawBytes(base: UnsafeMutableRawPointer(mutating: data!), count: size)
+        func write(_ volume: Volume) throws(OperationError) {
+            try volume.write(
+                InodeNumber(UInt64(inode)), at: UInt64(bitPattern: Int64(offset)), payload, killPrivileges: kill, who)
+        }
         do throws(OperationError) {
-            try withVolume { volume throws(OperationError) in
-                let payload = RawBytes(base: UnsafeMutableRawPointer(mutating: data!), count: size)
-                try volume.write(
-                    InodeNumber(UInt64(inode)), at: UInt64(bitPattern: Int64(offset)), payload, killPrivileges: kill, who)
-            }
+            if kill { try withoutPrivileges(inode, write) } else { try withVolume(write) }
             fuse_reply_write(request, size)
         } catch {
             fuse_reply_err(request, error.errno)
@@ -478,9 +508,14 @@ func makeOperations() -> fuse_lowlevel_ops {
             return
         }
         let who = caller(request!)
-        answer(request!) { volume throws(OperationError) in
-            try volume.fallocate(
-                InodeNumber(UInt64(inode)), mode: mode, offset: UInt64(offset), length: UInt64(length), who)
+        do throws(OperationError) {
+            try withoutPrivileges(inode) { volume throws(OperationError) in
+                try volume.fallocate(
+                    InodeNumber(UInt64(inode)), mode: mode, offset: UInt64(offset), length: UInt64(length), who)
+            }
+            fuse_reply_err(request, 0)
+        } catch {
+            fuse_reply_err(request, error.errno)
         }
     }
     table.lseek = { request, inode, offset, whence, _ in
@@ -508,7 +543,7 @@ func makeOperations() -> fuse_lowlevel_ops {
         }
         let who = caller(request!)
         do throws(OperationError) {
-            let copied = try withVolume { volume throws(OperationError) in
+            let copied = try withoutPrivileges(destination) { volume throws(OperationError) in
                 try volume.copyRange(
                     from: InodeNumber(UInt64(source)), at: UInt64(sourceOffset), to: InodeNumber(UInt64(destination)),
                     at: UInt64(offset), length: UInt64(length), who)

@@ -27,6 +27,8 @@ public struct MountOptions: Sendable {
     public var kernelOptions: [String] = []
     /// The kernel keeps written data for a while before it hands it over.
     public var writeback = false
+    /// Reading after an open moves the access time, even if the kernel has the contents.
+    public var strictAccessTimes = false
     /// Trade power for latency while requests flow; nil: if the kernel lets us.
     public var latency: Bool?
     public var threads = 2
@@ -48,6 +50,7 @@ final class Server: @unchecked Sendable {
     // Set once, before the first request.
     private(set) var commits: GroupCommit!
     private(set) var loop: RequestLoop!
+    private(set) var session: OpaquePointer!
     private let closed = Atomic<Bool>(false)
     private(set) var closeError: OperationError?
 
@@ -60,8 +63,15 @@ final class Server: @unchecked Sendable {
     deinit { volume.release() }
 
     func attach(_ session: OpaquePointer) {
+        self.session = session
         loop = RequestLoop(session: session, latency: options.latency)
         commits = GroupCommit(volume.takeUnretainedValue(), descriptor: fuse_session_fd(session))
+    }
+
+    /// mount(8) -o remount speaks to the kernel alone; the mount table says what came of it.
+    func followMountFlags(_ mountpoint: String) {
+        guard let mount = MountedFilesystem.at(mountpoint), mount.isDaybook, mount.source == options.source else { return }
+        volume.takeUnretainedValue().pauseAccessTimes(mount.flags.contains("ro") || mount.flags.contains("noatime"))
     }
 
     func closeVolume() {
@@ -126,7 +136,7 @@ public func serve(
         }
     }
     ready()
-    ending.wait { signal in end(server, mountpoint, signal) }
+    ending.wait(onSignal: { end(server, mountpoint, $0) }, onMounts: { server.followMountFlags(mountpoint) })
     for thread in threads { thread.join() }
     server.closeVolume()
     if let error = server.closeError { throw ServeError(description: "the volume was not closed cleanly: \(error)") }
@@ -134,9 +144,10 @@ public func serve(
 
 // MARK: the end
 
-/// Where the main thread waits: for signals, and for the reader threads to be done.
+/// Where the main thread waits: for signals, for changes of the mount table, and for the reader threads to be done.
 private final class Ending: @unchecked Sendable {
     private let signals = daybook_fuse_signal_descriptor()
+    private let mounts = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC)
     private var ends: [Int32] = [-1, -1]
 
     init() {
@@ -144,7 +155,7 @@ private final class Ending: @unchecked Sendable {
         for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
     }
 
-    deinit { for descriptor in ends + [signals] { close(descriptor) } }
+    deinit { for descriptor in ends + [signals, mounts] { close(descriptor) } }
 
     /// Called by a reader thread that has left the loop: then all will.
     func announce() {
@@ -152,11 +163,13 @@ private final class Ending: @unchecked Sendable {
         _ = write(ends[1], &byte, 1)
     }
 
-    func wait(onSignal: (Int32) -> Void) {
+    func wait(onSignal: (Int32) -> Void, onMounts: () -> Void) {
         var waits = [pollfd(fd: ends[0], events: Int16(POLLIN), revents: 0), pollfd(fd: signals, events: Int16(POLLIN), revents: 0)]
+        waits.append(pollfd(fd: mounts, events: Int16(POLLPRI), revents: 0))
         while true {
-            guard poll(&waits, 2, -1) > 0 else { continue }
+            guard poll(&waits, nfds_t(waits.count), -1) > 0 else { continue }
             if waits[0].revents != 0 { return }
+            if waits[2].revents != 0 { onMounts() }
             let signal = daybook_fuse_take_signal(signals)
             if signal != 0 { onSignal(signal) }
         }

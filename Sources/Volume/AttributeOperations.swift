@@ -19,13 +19,15 @@ extension Volume {
         }
         return try mutate(deletes: true) { () throws(ViewError) in
             let item = try view.attributes(inode).item
-            try perform(try plan(inode, item, change), inode, caller)
+            try perform(try plan(inode, item, change, caller), inode, caller)
             return try view.attributes(inode)
         }
     }
 
     /// What comes of a change of attributes other than the size. Of `item`, mode and owners count.
-    func plan(_ inode: InodeNumber, _ item: InodeItem, _ change: AttributeChange) throws(ViewError) -> AttributePlan {
+    func plan(
+        _ inode: InodeNumber, _ item: InodeItem, _ change: AttributeChange, _ caller: Caller
+    ) throws(ViewError) -> AttributePlan {
         var plan = AttributePlan()
         var mask: UInt32 = 0
         var mode = item.mode
@@ -36,7 +38,7 @@ extension Volume {
         }
         if change.uid != nil || change.gid != nil || (change.killPrivileges && change.size == nil) {
             // chown clears suid, and sgid of what may be executed by its group (chown(2)).
-            let cleared = change.mode == nil ? withoutPrivileges(mode, item) : mode
+            let cleared = change.mode == nil ? withoutPrivileges(mode, item, caller) : mode
             if cleared != mode {
                 mask |= AttributesPayload.mode
                 mode = cleared
@@ -65,12 +67,18 @@ extension Volume {
         if let xattr = plan.xattr { try perform(xattr, inode, caller, time: time) }
     }
 
-    /// The mode without suid, and without sgid where the group may execute.
-    func withoutPrivileges(_ mode: UInt32, _ item: InodeItem) -> UInt32 {
+    /// The mode without suid, and without sgid where the group may execute or `caller` is neither root nor of the group (groups that
+    /// it has beside its own are not known here, and do not count).
+    func withoutPrivileges(_ mode: UInt32, _ item: InodeItem, _ caller: Caller) -> UInt32 {
         guard item.isRegular else { return mode }
         var mode = mode & ~0o4000
-        if mode & 0o2010 == 0o2010 { mode &= ~0o2000 }
+        if mode & 0o0010 != 0 || (caller.uid != 0 && caller.gid != item.gid) { mode &= ~0o2000 }
         return mode
+    }
+
+    /// The mode after a change of contents of which the kernel does not say whether suid and sgid are to go: root keeps them.
+    func modeAfterChange(_ item: InodeItem, _ caller: Caller) -> UInt32 {
+        caller.uid == 0 ? item.mode : withoutPrivileges(item.mode, item, caller)
     }
 
     /// Gives a symlink's target to `body`.

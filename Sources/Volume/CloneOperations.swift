@@ -24,7 +24,8 @@ extension Volume {
         from source: InodeNumber, at sourceOffset: UInt64, to destination: InodeNumber, at offset: UInt64, length: UInt64,
         _ caller: Caller
     ) throws(OperationError) -> UInt64 {
-        guard sourceOffset <= Limit.fileSize, offset <= Limit.fileSize else { throw .tooLarge }
+        // 0 would mean the end of the source.
+        guard sourceOffset <= Limit.fileSize, offset < Limit.fileSize else { throw .tooLarge }
         let wanted = min(length, Limit.fileSize - max(sourceOffset, offset), Self.mostShared)
         let mask = UInt64(blockSize - 1)
         let isAligned = (sourceOffset ^ offset) & mask == 0
@@ -46,7 +47,7 @@ extension Volume {
                 let bytes = buffer!.bytes
                 let count = try read(source, at: from, into: bytes.slice(0, Int(min(wanted - done, step))))
                 if count == 0 { break }
-                try write(destination, at: offset + done, bytes.slice(0, count), killPrivileges: true, caller)
+                try write(destination, at: offset + done, bytes.slice(0, count), killPrivileges: caller.uid != 0, caller)
                 done += UInt64(count)
                 copied += UInt64(count)
             }
@@ -91,7 +92,7 @@ extension Volume {
             let count = min((final.fileBlock + final.blocks - target) << UInt64(blockShift), end - from)
             try performClone(
                 pieces, source, from, destination, to, count, size: max(item.length, to + count),
-                mode: withoutPrivileges(item.mode, item), caller)
+                mode: modeAfterChange(item, caller), caller)
             return count
         }
     }

@@ -107,6 +107,16 @@ extension Volume {
         return !full
     }
 
+    /// Data blocks of inodes that nobody refers to any more and that are not reclaimed yet; of some, if they are many.
+    func blocksToReclaim() throws(ViewError) -> UInt64 {
+        var sum: UInt64 = 0
+        for number in orphans.prefix(1024) where references[number] == nil {
+            guard let item = try view.item(InodeNumber(number)), item.links == 0 else { continue }
+            sum += item.blocks
+        }
+        return sum
+    }
+
     /// Frees the inodes, or what lies beyond their end, in bounded records (invariant 12).
     func reclaim(_ inodes: [UInt64], onCheckpointer: Bool = false) throws(OperationError) {
         var rest = inodes[...]

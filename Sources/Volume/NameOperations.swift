@@ -11,8 +11,6 @@ extension Volume {
     public func lookup(_ parent: InodeNumber, _ name: RawBytes) throws(OperationError) -> Attributes {
         try operate { () throws(ViewError) in
             let found = try view.lookup(parent, name)
-            // By a file handle whose file is gone, though not reclaimed yet.
-            guard found.item.links > 0 || references[found.inode.value] != nil else { throw .refused(.stale) }
             references[found.inode.value, default: 0] += 1
             return found
         }

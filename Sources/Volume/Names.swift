@@ -38,7 +38,12 @@ extension View {
     /// The inode that `name` leads to. `.` names the inode itself, whatever it is: so file handles are resolved.
     public func lookup(_ parent: InodeNumber, _ name: RawBytes) throws(ViewError) -> Attributes {
         guard name.count <= Limit.name else { throw .refused(.nameTooLong) }
-        if name.count == 1 && name.u8(at: 0) == 0x2e { return try attributes(parent) }
+        // A file handle (NFS, open_by_handle_at(2)) becomes an inode again by a look-up of `.` in it, whatever its type.
+        if name.count == 1 && name.u8(at: 0) == 0x2e {
+            let found = try attributes(parent)
+            guard found.item.links > 0 else { throw .refused(.notFound) }
+            return found
+        }
         let directory = try directory(parent)
         if name.count == 2 && name.u8(at: 0) == 0x2e && name.u8(at: 1) == 0x2e {
             return try attributes(parent == .root ? .root : directory.parent)

@@ -83,6 +83,7 @@ public final class Volume: @unchecked Sendable {
     /// Chunks taken and zeroed ahead of use.
     var spareChunks: [BlockNumber] = []
 
+    var accessTimesPaused = false
     var stopping = false
     var threads: [Thread] = []
     var readPlans: [ReadPlan] = []
@@ -123,6 +124,8 @@ public final class Volume: @unchecked Sendable {
     public var isReadOnly: Bool { journal == nil || failure != nil }
     /// Why the volume turned read-only, if it did.
     public var failure: String? { lock.withLock { failureText } }
+    /// Nothing is to be written but what is asked for.
+    public func pauseAccessTimes(_ paused: Bool) { lock.withLock { accessTimesPaused = paused } }
     /// Last record applied.
     public var sequence: SequenceNumber { lock.withLock { view.sequence } }
 
@@ -137,15 +140,17 @@ public final class Volume: @unchecked Sendable {
         lock.broadcast()
     }
 
-    /// Blocks in use, for `statfs`.
+    /// Blocks in use, for `statfs`. What was deleted counts as free at once, though it is reclaimed a moment later: whoever makes
+    /// room looks right after.
     public func statistics() -> Statistics {
-        lock.withLock {
+        let deleted = (try? operate { () throws(ViewError) in try blocksToReclaim() }) ?? 0
+        return lock.withLock {
             var result = Statistics()
             result.blocks = superblock.blockCount
             if let space {
                 // What is shared is not free once one extent lets go of it.
                 let someIsShared = space.hasShares || !view.shared.isEmpty
-                let pendingDead = someIsShared ? 0 : view.freed.reduce(0) { $0 + UInt64($1.count) }
+                let pendingDead = someIsShared ? 0 : view.freed.reduce(deleted) { $0 + UInt64($1.count) }
                 let free = UInt64(space.free) + space.historyBlocks + pendingDead
                 result.free = min(free, result.blocks)
                 result.available = result.free > UInt64(limits.reserve) ? result.free - UInt64(limits.reserve) : 0

@@ -10,6 +10,7 @@
 // Exit statuses are those of mount(8).
 
 import ArgumentParser
+import CSupport
 import Device
 import Format
 import FuseAdapter
@@ -54,14 +55,15 @@ struct MountCommand: ParsableCommand {
               commit=SECONDS         longest time that a change waits to be durable (default 5)
               cache=SIZE             memory for the cache, at least 16M
               noatime, relatime, strictatime
-                                     never keep access times; keep them roughly (default); at every read that the kernel's cache
-                                     does not answer
+                                     never keep access times; keep them roughly (default); at the first read after each open,
+                                     and at every one that the kernel's cache does not answer
               acl, noacl             POSIX access control lists decide too who may do what (default); or do not exist
               writeback              let the kernel collect small writes before it hands them over
               latency=0|1            spend power on quick answers while requests flow (default 1 for root)
               threads=N              how many threads serve requests (default 2)
               allow_other            let other users in (default for root)
               errors=remount-ro      after a device error (the only choice)
+              remount                of what is mounted, change ro, rw, suid, dev, exec, sync, dirsync and their opposites
               suid, dev, exec, sync, dirsync and their opposites, and what fstab(5) knows, are as usual
             """)
 
@@ -88,6 +90,7 @@ struct MountCommand: ParsableCommand {
                 throw MountError(error.description, MountStatus.usage)
             }
             if let statusDescriptor { _ = fcntl(statusDescriptor, F_SETFD, FD_CLOEXEC) }
+            if settings.remount { return try remount(settings) }
             let target = try MountTarget(image: image, directory: directory)
             if fake { return }
             if foreground || statusDescriptor != nil {
@@ -141,6 +144,38 @@ private func resolve(_ path: String) -> String? {
     guard let resolved = realpath(path, nil) else { return nil }
     defer { free(resolved) }
     return String(cString: resolved)
+}
+
+// MARK: remounting
+
+extension MountCommand {
+    /// Changes the flags that the kernel keeps. What the daemon was told when it was started stays.
+    private func remount(_ settings: MountSettings) throws(MountError) {
+        guard let image = resolve(image) else { throw MountError.missing(image, "") }
+        guard let directory = resolve(directory) else { throw MountError.missing(directory, "mount point ") }
+        guard let mounted = MountedFilesystem.at(directory), mounted.isDaybook, mounted.source == image else {
+            throw MountError("\(image) is not mounted on \(directory)")
+        }
+        for option in settings.daemonOptions {
+            printError("daybook mount: '\(option)' stays as it is until \(directory) is unmounted and mounted again")
+        }
+        if fake { return }
+        try setFlags(settings.remountFlags, directory)
+        if settings.readOnly {
+            // Whoever stops writing wants what was written to be safe.
+            let descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+            defer { close(descriptor) }
+            guard descriptor >= 0, fsync(descriptor) == 0 else { throw .system(directory) }
+        } else if daybook_remove_xattr(directory, "user.daybook.none") != 0, errno == EROFS {
+            // Only the daemon knows whether it can write: it cannot if it was started read-only, or its device has failed.
+            try setFlags(settings.remountFlags | UInt(MS_RDONLY), directory)
+            throw MountError("\(directory) was mounted read-only, or has become so after an error: unmount and mount it again")
+        }
+    }
+
+    private func setFlags(_ flags: UInt, _ directory: String) throws(MountError) {
+        guard Glibc.mount(nil, directory, nil, flags, nil) == 0 else { throw .system("remounting \(directory)") }
+    }
 }
 
 // MARK: the calling side
@@ -206,6 +241,7 @@ extension MountCommand {
         options.isBlockDevice = device.isBlockDevice && geteuid() == 0
         options.kernelOptions = settings.kernelOptions
         options.writeback = settings.writeback
+        options.strictAccessTimes = settings.volume.accessTimes == .always
         options.latency = settings.latency
         options.threads = settings.threads
         do throws(ServeError) {

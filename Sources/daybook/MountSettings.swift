@@ -16,6 +16,10 @@ struct MountSettings {
     var latency: Bool?
     var threads = 2
     var allowOther: Bool
+    /// Of what is mounted already, the kernel's flags are to be others.
+    private(set) var remount = false
+    /// Options given that only a daemon heeds, and only when it is started.
+    private(set) var daemonOptions: [String] = []
     /// Flags of mount(2), by name, each at most once.
     private var kernelFlags: [String: Bool] = [:]
 
@@ -24,6 +28,7 @@ struct MountSettings {
         // A filesystem of the kernel's is open to all users; for others than root fusermount3 has a say.
         allowOther = isRoot
         if isRoot { kernelFlags = ["suid": true, "dev": true] }
+        remount = lists.contains { $0.split(separator: ",").contains("remount") }
         for list in lists {
             for option in list.split(separator: ",") {
                 guard try !take(option) else { continue }
@@ -40,6 +45,24 @@ struct MountSettings {
         for (name, isOn) in kernelFlags.sorted(by: { $0.key < $1.key }) { options.append(isOn ? name : Self.opposite(name)) }
         if allowOther { options.append("allow_other") }
         return options
+    }
+
+    /// As mount(2) wants them, all of them: a flag that is not set is taken away.
+    var remountFlags: UInt {
+        var flags = UInt(MS_REMOUNT)
+        if readOnly { flags |= UInt(MS_RDONLY) }
+        for (name, flag) in [("suid", MS_NOSUID), ("dev", MS_NODEV), ("exec", MS_NOEXEC)] where kernelFlags[name] == false {
+            flags |= UInt(flag)
+        }
+        for (name, flag) in [("sync", MS_SYNCHRONOUS), ("dirsync", MS_DIRSYNC)] where kernelFlags[name] == true {
+            flags |= UInt(flag)
+        }
+        switch volume.accessTimes {
+        case .never: flags |= UInt(MS_NOATIME)
+        case .relative: flags |= UInt(MS_RELATIME)
+        case .always: flags |= UInt(MS_STRICTATIME)
+        }
+        return flags
     }
 
     /// False for an option that is not known.
@@ -68,21 +91,26 @@ struct MountSettings {
         case "acl": volume.accessControlLists = true
         case "noacl": volume.accessControlLists = false
         case "allow_other": allowOther = true
-        case "writeback": writeback = true
-        case "latency": latency = true
+        case "writeback":
+            writeback = true
+            daemonOptions.append("writeback")
+        case "latency":
+            latency = true
+            daemonOptions.append("latency")
         case "user", "users", "owner", "group":
             // What mount(8) means by them, unless said otherwise later in the list.
             for name in ["suid", "dev", "exec"] { kernelFlags[name] = false }
         case "defaults", "default_permissions", "auto", "noauto", "nouser", "noowner", "nogroup", "_netdev", "nofail", "diratime",
             "nodiratime", "norelatime", "nostrictatime", "nolazytime", "silent", "loud":
             break
-        case "remount": throw UsageError("remount is not supported: unmount and mount again")
+        case "remount": break
         default: return flag.hasPrefix("x-") || flag.hasPrefix("X-")
         }
         return true
     }
 
     private mutating func take(_ name: Substring, value: Substring) throws(UsageError) -> Bool {
+        if ["at", "commit", "cache", "latency", "threads"].contains(name) { daemonOptions.append(String(name)) }
         switch name {
         case "at":
             guard let point = parsePoint(String(value)) else {
@@ -110,6 +138,8 @@ struct MountSettings {
             }
             threads = number
         case "user", "comment": break
+        // mount(8) repeats what the mount table shows.
+        case "user_id" where remount, "group_id" where remount, "max_read" where remount: break
         default: return name.hasPrefix("x-") || name.hasPrefix("X-")
         }
         return true

@@ -311,4 +311,91 @@ struct MountedFilesystems {
             #expect(mode(file) == expected)
         }
     }
+
+    @Test func remounting() throws {
+        let mounted = try Mounted()
+        mounted.write("file", "one")
+        func remount(_ options: String) -> Finished {
+            daybook("mount", "-o", "remount," + options, mounted.image, mounted.directory)
+        }
+        func create() -> Int32 {
+            let descriptor = open(mounted.directory + "/new", O_WRONLY | O_CREAT, 0o644)
+            defer { close(descriptor) }
+            return descriptor < 0 ? errno : 0
+        }
+        let readOnly = remount("ro,commit=3")
+        #expect(readOnly.status == 0)
+        #expect(readOnly.errors.contains("'commit' stays as it is"))
+        #expect(create() == EROFS)
+        // What was written is durable: a crash from here on loses nothing.
+        let records = daybook("log", mounted.directory).lines.count
+        #expect(daybook("log", mounted.image).lines.count == records)
+        // Reading leaves no trace, once the daemon has heard of it.
+        usleep(100_000)
+        #expect(ProcessFiles.contents(mounted.directory + "/file") == Array("one".utf8))
+        #expect(daybook("log", mounted.directory).lines.count == records)
+
+        #expect(remount("rw,noexec").status == 0)
+        #expect(create() == 0)
+        #expect(MountedFilesystem.at(mounted.directory)?.flags.contains("noexec") == true)
+        #expect(remount("rw").status == 0)
+        #expect(MountedFilesystem.at(mounted.directory)?.flags.contains("noexec") == false)
+
+        let elsewhere = daybook("mount", "-o", "remount,ro", mounted.image, "/tmp")
+        #expect(elsewhere.status == 32)
+        #expect(elsewhere.errors.contains("is not mounted on /tmp"))
+    }
+
+    /// Its daemon has the image open for reading only.
+    @Test func whatWasMountedReadOnlyStaysSo() throws {
+        let mounted = try Mounted()
+        mounted.unmount()
+        let directory = temporaryPath("read-only")
+        mkdir(directory, 0o755)
+        defer { rmdir(directory) }
+        try #require(daybook("mount", "-o", "ro", mounted.image, directory).status == 0)
+        defer { _ = system("umount '\(directory)'") }
+        let remount = daybook("mount", "-o", "remount,rw", mounted.image, directory)
+        #expect(remount.status == 32)
+        #expect(remount.errors.contains("unmount and mount it again"))
+        #expect(open(directory + "/new", O_WRONLY | O_CREAT, 0o644) < 0 && errno == EROFS)
+    }
+
+    /// The kernel is not told of a mode by the answer to a write, and has been told to believe the old one for a year.
+    /// generic/355 and 683 to 685 of xfstests.
+    @Test(arguments: [
+        "echo >>file", "fallocate -l 100000 file", "dd if=/dev/zero of=file bs=4096 count=1 oflag=direct conv=notrunc",
+    ])
+    func theKernelHearsThatPrivilegesAreGone(change: String) throws {
+        let mounted = try Mounted()
+        mounted.write("file", "program")
+        let path = mounted.directory + "/file"
+        #expect(chmod(path, 0o6777) == 0)
+        // stat(1) asks for the mode alone: other attributes the kernel knows to be old.
+        let stranger = "setpriv --reuid 1234 --regid 1234 --clear-groups"
+        for command in ["test $(stat -c %a file) = 6777", "\(stranger) sh -c '\(change)' 2>&1", "test $(stat -c %a file) = 777"] {
+            #expect(system("cd '\(mounted.directory)' && \(command)") == 0, "\(command)")
+        }
+    }
+
+    /// strictatime: each open makes the kernel forget what it could answer by itself. generic/003 of xfstests.
+    @Test func exactAccessTimes() throws {
+        let mounted = try Mounted()
+        mounted.unmount()
+        try #require(daybook("mount", "-o", "strictatime", mounted.image, mounted.directory).status == 0)
+        defer { _ = system("umount '\(mounted.directory)'") }
+        mounted.write("file", "one")
+        func accessed() -> timespec {
+            var status = stat()
+            #expect(stat(mounted.directory + "/file", &status) == 0)
+            return status.st_atim
+        }
+        for _ in 0..<3 {
+            let before = accessed()
+            usleep(10_000)
+            #expect(ProcessFiles.contents(mounted.directory + "/file") == Array("one".utf8))
+            let after = accessed()
+            #expect((after.tv_sec, after.tv_nsec) > (before.tv_sec, before.tv_nsec))
+        }
+    }
 }

@@ -52,9 +52,22 @@ import Volume
     @Test(arguments: [
         "bogus", "bogus=1", "commit=0", "commit=", "commit=nan", "commit=inf", "commit=-1", "cache=1M", "cache=", "cache=-1",
         "cache=99999999999999999999", "cache=9999999999G", "cache=16Q", "errors=panic", "latency=2", "at=", "at=yesterday",
-        "remount", "threads=0", "ro=1",
+        "threads=0", "ro=1", "user_id=0",
     ])
     func refused(option: String) { #expect(throws: UsageError.self) { try MountSettings([option], isRoot: true) } }
+
+    /// mount(8) passes on what the mount table and /etc/fstab say, in an order of its own.
+    @Test func remounting() throws {
+        let list = "ro,noexec,relatime,remount,user_id=0,group_id=0,default_permissions,allow_other"
+        let settings = try MountSettings([list], isRoot: true)
+        #expect(settings.remount)
+        #expect(settings.remountFlags == UInt(MS_REMOUNT | MS_RDONLY | MS_NOEXEC | MS_RELATIME))
+        #expect(settings.daemonOptions == [])
+        let other = try MountSettings(["remount,rw,nosuid,nodev,sync,noatime,commit=3,writeback"], isRoot: true)
+        #expect(other.remountFlags == UInt(MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_SYNCHRONOUS | MS_NOATIME))
+        #expect(other.daemonOptions == ["commit", "writeback"])
+        #expect(try !MountSettings(["rw"], isRoot: true).remount)
+    }
 
     @Test func sloppyIgnoresOnlyTheUnknown() throws {
         _ = try MountSettings(["bogus,ro"], isRoot: true, sloppy: true)

@@ -30,6 +30,35 @@ import Volume
         try volume.close()
     }
 
+    /// Programs delete, look how much is free, and decide by that; reclaiming takes its time.
+    @Test func whatIsDeletedCountsAsFreeAtOnce() throws {
+        let volume = try openVolume(try makeDisk())
+        let before = volume.statistics().free
+        for round in 0..<20 {
+            try volume.make("f")
+            for part in 0..<4 as Range<UInt64> { try volume.write("f", pattern(1 << 20, part), at: part << 20) }
+            #expect(volume.statistics().free <= before - 1024, "round \(round)")
+            try volume.unlink("f")
+            // Nodes and the journal take some.
+            #expect(volume.statistics().free >= before - 512, "round \(round)")
+        }
+        try volume.close()
+    }
+
+    /// A file that somebody still holds keeps its space after its last name is gone.
+    @Test func whatIsHeldIsNotFree() throws {
+        let volume = try openVolume(try makeDisk())
+        let before = volume.statistics().free
+        try volume.make("f")
+        try volume.write("f", pattern(1 << 20, 1))
+        let held = try Array("f".utf8).withRawBytes { (name) throws(OperationError) in try volume.lookup(.root, name) }
+        try volume.unlink("f")
+        #expect(volume.statistics().free <= before - 256)
+        volume.forget(held.inode, count: 1)
+        #expect(volume.statistics().free >= before - 64)
+        try volume.close()
+    }
+
     @Test func aFullDiskCanDelete() throws {
         let disk = try makeDisk(blocks: 16384)
         let events = EventLog()

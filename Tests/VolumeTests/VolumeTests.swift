@@ -40,6 +40,39 @@ import Volume
         try volume.close()
     }
 
+    /// How the kernel turns a file handle into an inode that it has forgotten: open_by_handle_at(2), NFS. generic/426 and 477 of
+    /// xfstests.
+    @Test func aNumberLeadsToItsInodeAgain() throws {
+        let disk = try makeDisk()
+        var volume = try openVolume(disk)
+        try volume.makeDirectory("a")
+        let inodes = [try volume.find("a").inode, try volume.make("a/file"), try volume.make("a/link", mode: 0o120777, target: "x")]
+        try volume.make("gone")
+        let gone = try volume.find("gone").inode
+        try volume.unlink("gone")
+        func itself(_ inode: InodeNumber) throws -> Attributes {
+            let found = try [UInt8(ascii: ".")].withRawBytes { (name) throws(OperationError) in try volume.lookup(inode, name) }
+            volume.forget(found.inode, count: 1)
+            return found
+        }
+        for _ in 0..<2 {
+            for inode in inodes {
+                let found = try itself(inode)
+                #expect(found.inode == inode)
+                #expect(found.item == (try volume.attributes(inode)).item)
+            }
+            for inode in [gone, InodeNumber(1_000_000), InodeNumber(0), InodeNumber(.max)] {
+                #expect(throws: OperationError.self) { try itself(inode) }
+            }
+            let parent = try Array("..".utf8).withRawBytes { (name) throws(OperationError) in try volume.lookup(inodes[0], name) }
+            #expect(parent.inode == .root)
+            volume.forget(.root, count: 1)
+            try volume.close()
+            volume = try openVolume(disk)
+        }
+        try volume.close()
+    }
+
     @Test func committedStateSurvivesACrash() throws {
         for seed in 0..<20 as Range<UInt64> {
             let disk = try makeDisk()
@@ -65,17 +98,19 @@ import Volume
         }
     }
 
-    /// What a file handle is resolved by: the inode's own number, looked up as `.`; a file that is gone is stale.
-    @Test func aFileHandleLeadsToItsFileOnly() throws {
+    /// Zero bytes copied mean the end of the source; at the last offset that a file can have it is an error instead. generic/564 of
+    /// xfstests.
+    @Test func copyingBeyondTheLargestFile() throws {
         let volume = try openVolume(try makeDisk())
-        let inode = try volume.make("f")
-        func resolve() throws -> InodeNumber {
-            try Array(".".utf8).withRawBytes { (name) throws(OperationError) in try volume.lookup(inode, name) }.inode
+        try volume.make("from")
+        try volume.write("from", pattern(10_000, 1))
+        let (from, to) = (try volume.find("from").inode, try volume.make("to"))
+        let copied = try volume.copyRange(from: from, at: 0, to: to, at: Limit.fileSize - 5000, length: 10_000, testCaller)
+        #expect(copied == 5000)
+        #expect(throws: OperationError.tooLarge) {
+            try volume.copyRange(from: from, at: 5000, to: to, at: Limit.fileSize, length: 5000, testCaller)
         }
-        #expect(try resolve() == inode)
-        volume.forget(inode, count: 1)
-        try volume.unlink("f")
-        #expect(throws: OperationError.stale) { try resolve() }
+        #expect(try volume.copyRange(from: from, at: 10_000, to: to, at: 0, length: 5000, testCaller) == 0)
         try volume.close()
     }
 }

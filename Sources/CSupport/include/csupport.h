@@ -12,9 +12,10 @@ uint32_t daybook_crc32c(uint32_t crc, const void *data, size_t length);
 int daybook_o_direct(void);
 int daybook_o_noatime(void);
 
-/// llistxattr(2) and lgetxattr(2): <sys/xattr.h> is in no module.
+/// llistxattr(2), lgetxattr(2) and lremovexattr(2): <sys/xattr.h> is in no module.
 long daybook_list_xattrs(const char *path, void *names, size_t size);
 long daybook_get_xattr(const char *path, const char *name, void *value, size_t size);
+int daybook_remove_xattr(const char *path, const char *name);
 
 /// Open-file-description lock on `length` bytes at `offset`: type is F_RDLCK, F_WRLCK or F_UNLCK.
 /// Never waits. Returns 0, or the errno (EAGAIN or EACCES when another holder is in the way).
