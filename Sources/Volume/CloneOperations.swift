@@ -46,7 +46,7 @@ extension Volume {
                 let bytes = buffer!.bytes
                 let count = try read(source, at: from, into: bytes.slice(0, Int(min(wanted - done, step))))
                 if count == 0 { break }
-                try write(destination, at: offset + done, bytes.slice(0, count), killPrivileges: true, caller)
+                try write(destination, at: offset + done, bytes.slice(0, count), killPrivileges: false, caller)
                 done += UInt64(count)
                 copied += UInt64(count)
             }
@@ -91,7 +91,7 @@ extension Volume {
             let count = min((final.fileBlock + final.blocks - target) << UInt64(blockShift), end - from)
             try performClone(
                 pieces, source, from, destination, to, count, size: max(item.length, to + count),
-                mode: withoutPrivileges(item.mode, item), caller)
+                mode: item.mode, caller)
             return count
         }
     }

@@ -79,7 +79,7 @@ extension Volume {
     }
 
     /// relatime: the access time moves when it is not after the last change, or a day old; strictatime: whenever we are asked.
-    private func touchAccessTime(_ inode: InodeNumber) throws(ViewError) {
+    func touchAccessTime(_ inode: InodeNumber) throws(ViewError) {
         guard options.accessTimes != .never, journal != nil, failureText == nil else { return }
         let item = try view.attributes(inode).item
         let time = now()
@@ -136,7 +136,7 @@ extension Volume {
             try planEdges(plan, inode, item, offset, data)
             try placeRuns(plan, inode)
             let size = max(item.length, offset + UInt64(data.count))
-            let mode = killPrivileges ? withoutPrivileges(item.mode, item) : item.mode
+            let mode = killPrivileges ? withoutPrivileges(item.mode, item, caller) : item.mode
             try performContent(
                 .write, plan, inode, offset: offset, length: UInt64(data.count), size: size, mode: mode, caller)
             done = true
@@ -375,8 +375,8 @@ extension Volume {
             var item = try view.attributes(inode).item
             guard item.isRegular else { throw .refused(item.isDirectory ? .isDirectory : .invalid) }
             try finishTrimNow(inode)
-            if change.killPrivileges { item.mode = withoutPrivileges(item.mode, item) }
-            let attributes = try self.plan(inode, item, change)
+            if change.killPrivileges { item.mode = withoutPrivileges(item.mode, item, caller) }
+            let attributes = try self.plan(inode, item, change, caller)
             let plan = WritePlan()
             var done = false
             // Something may have to be read, or refused, after a block was made whole.
@@ -511,10 +511,9 @@ extension Volume {
                     }
                     at = to
                 }
-                guard !extra.isEmpty || !plan.patches.isEmpty || size != item.length else { return true }
                 try performContent(
                     .fallocate, plan, inode, offset: offset, length: length, size: size,
-                    mode: withoutPrivileges(item.mode, item), caller, fallocateMode: UInt32(bitPattern: mode), extra: extra)
+                    mode: item.mode, caller, fallocateMode: UInt32(bitPattern: mode), extra: extra)
                 return true
             } catch {
                 if failureText == nil {
