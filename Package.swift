@@ -48,6 +48,7 @@ let package = Package(
             ],
             swiftSettings: strict),
         .target(name: "TestSupport", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
+        .target(name: "CTestSupport", path: "Tests/CTestSupport"),
         .testTarget(name: "FormatTests", dependencies: ["Format", "Device", "Memory"]),
         .testTarget(name: "TreeTests", dependencies: ["Tree", "Device", "Format", "Memory"]),
         .testTarget(
@@ -57,6 +58,6 @@ let package = Package(
             name: "CheckTests", dependencies: ["TestSupport", "Check", "Volume", "Tree", "Space", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
-        .testTarget(name: "CommandTests", dependencies: ["daybook", "Digest", "Volume", "Device", "Format", "Memory"]),
+        .testTarget(name: "CommandTests", dependencies: ["daybook", "CTestSupport", "Digest", "Volume", "Device", "Format", "Memory"]),
     ]
 )

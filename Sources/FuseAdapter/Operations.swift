@@ -206,8 +206,9 @@ private func setattr(_ request: fuse_req_t, _ inode: fuse_ino_t, _ status: stat,
     } else if asked(FUSE_SET_ATTR_MTIME) {
         change.modified = status.st_mtim.timestamp
     }
-    // FATTR_KILL_SUIDGID of the protocol. The change time is the volume's own.
-    change.killPrivileges = asked(FUSE_SET_ATTR_KILL_SUID)
+    // FATTR_KILL_SUIDGID of the protocol, which comes with a size. Without anything to set the kernel asks for the same: before
+    // fallocate and copy_file_range, and for chown(2) that names neither owner nor group. The change time is the volume's own.
+    change.killPrivileges = asked(FUSE_SET_ATTR_KILL_SUID) || which & ~UInt32(FUSE_SET_ATTR_CTIME) == 0
     let who = caller(request)
     answerAttributes(request) { volume throws(OperationError) in
         try volume.setAttributes(InodeNumber(UInt64(inode)), change, who)
@@ -488,8 +489,9 @@ func makeOperations() -> fuse_lowlevel_ops {
     }
     table.getxattr = { request, inode, name, size in getxattr(request!, inode, name!, size) }
     table.listxattr = { request, inode, size in
+        let who = caller(request!)
         answerSized(request!, size) { volume, memory throws(OperationError) in
-            let names = try volume.listXattrs(InodeNumber(UInt64(inode)))
+            let names = try volume.listXattrs(InodeNumber(UInt64(inode)), who)
             guard names.count <= memory.count else { throw .argumentTooLong }
             memory.copy(names)
             return names.count

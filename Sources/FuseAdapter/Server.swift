@@ -97,6 +97,7 @@ public func serve(
     _ volume: Volume, at mountpoint: String, _ options: MountOptions, log: Logger, ready: () -> Void
 ) throws(ServeError) {
     let server = Server(volume, options, log)
+    volume.keepsSetGroup = keepsSetGroup
     defer { server.closeVolume() }
     libraryLog.withLock { $0 = LibraryLog(log: log) }
     daybook_fuse_set_log { level, message in libraryLog.withLock { $0.take(level, String(cString: message)) } }

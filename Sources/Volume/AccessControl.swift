@@ -35,13 +35,6 @@ struct XattrChange {
     var room: Int { Record.size(payload: XattrPayload.fixed + name.count + (value?.count ?? 0)) }
 }
 
-private let systemPrefix = Array("system.".utf8)
-
-/// Whether the attribute belongs to the system itself: lists, or something that does not exist here.
-func isSystemXattr(_ name: RawBytes) -> Bool {
-    name.count >= systemPrefix.count && systemPrefix.withRawBytes { name.slice(0, $0.count).equals($0) }
-}
-
 extension Volume {
     /// From now on as with the mount option `noacl`: the kernel does not enforce lists. Before the first request.
     public func ignoreAccessControlLists() { lock.withLock { usesAccessControlLists = false } }
@@ -50,7 +43,7 @@ extension Volume {
 
     /// Which list an attribute holds; nil if none. Refuses other attributes of the system's. With the lock held.
     func accessControlKind(_ name: RawBytes) throws(ViewError) -> AccessControlKind? {
-        guard isSystemXattr(name) else { return nil }
+        guard XattrNamespace.system.holds(name) else { return nil }
         if usesAccessControlLists {
             for kind in [AccessControlKind.access, .default] where kind.name.withRawBytes({ $0.equals(name) }) { return kind }
         }

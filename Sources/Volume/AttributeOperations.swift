@@ -36,7 +36,8 @@ extension Volume {
             mode = (item.mode & 0o170000) | (wanted & 0o7777)
             plan.xattr = try planAccessControlList(inode, item, mode: mode)
         }
-        if change.uid != nil || change.gid != nil || (change.killPrivileges && change.size == nil) {
+        let kill = change.killPrivileges && change.size == nil
+        if change.uid != nil || change.gid != nil || kill {
             // chown clears suid, and sgid of what may be executed by its group (chown(2)).
             let cleared = change.mode == nil ? withoutPrivileges(mode, item, caller) : mode
             if cleared != mode {
@@ -48,7 +49,7 @@ extension Volume {
         if change.gid != nil { mask |= AttributesPayload.gid }
         if change.accessed != nil { mask |= AttributesPayload.accessed }
         if change.modified != nil { mask |= AttributesPayload.modified }
-        if mask != 0 {
+        if mask != 0 || kill {
             plan.attributes = AttributesPayload(
                 inode: inode, mask: mask, mode: mode, uid: change.uid ?? item.uid, gid: change.gid ?? item.gid,
                 accessed: change.accessed ?? item.accessed, modified: change.modified ?? item.modified)
@@ -67,12 +68,12 @@ extension Volume {
         if let xattr = plan.xattr { try perform(xattr, inode, caller, time: time) }
     }
 
-    /// The mode without suid, and without sgid where the group may execute or `caller` is neither root nor of the group (groups that
-    /// it has beside its own are not known here, and do not count).
+    /// The mode without suid, and without sgid where the group may execute or who asks is a stranger to the group. To a directory
+    /// they mean something else, and stay.
     func withoutPrivileges(_ mode: UInt32, _ item: InodeItem, _ caller: Caller) -> UInt32 {
-        guard item.isRegular else { return mode }
+        guard !item.isDirectory else { return mode }
         var mode = mode & ~0o4000
-        if mode & 0o0010 != 0 || (caller.uid != 0 && caller.gid != item.gid) { mode &= ~0o2000 }
+        if mode & 0o2000 != 0, mode & 0o010 != 0 || !keepsSetGroup(caller, item.gid) { mode &= ~0o2000 }
         return mode
     }
 
@@ -83,7 +84,11 @@ extension Volume {
 
     /// Gives a symlink's target to `body`.
     public func readLink<R>(_ inode: InodeNumber, _ body: (RawBytes) -> R) throws(OperationError) -> R {
-        let target = try operate { () throws(ViewError) in try view.target(inode) }
+        let target = try operate { () throws(ViewError) in
+            let target = try view.target(inode)
+            try touchAccessTime(inode)
+            return target
+        }
         return target.withRawBytes(body)
     }
 
@@ -98,10 +103,12 @@ extension Volume {
         return value.withRawBytes(body)
     }
 
-    /// Names, each ended by NUL.
-    public func listXattrs(_ inode: InodeNumber) throws(OperationError) -> [UInt8] {
+    /// Names, each ended by NUL. Those in `trusted` are root's to see.
+    public func listXattrs(_ inode: InodeNumber, _ caller: Caller) throws(OperationError) -> [UInt8] {
         try operate { () throws(ViewError) in
-            try view.xattrNames(inode) { usesAccessControlLists || !isSystemXattr($0) }
+            try view.xattrNames(inode) {
+                (usesAccessControlLists || !XattrNamespace.system.holds($0)) && (caller.uid == 0 || !XattrNamespace.trusted.holds($0))
+            }
         }
     }
 
@@ -112,6 +119,8 @@ extension Volume {
     ) throws(OperationError) {
         try mutate(blocks: 24) { () throws(ViewError) in
             guard name.count > 0, name.count <= Limit.name else { throw .refused(.rangeTooSmall) }
+            guard let space = XattrNamespace.allCases.first(where: { $0.holds(name) }) else { throw .refused(.notSupported) }
+            guard name.count > space.rawValue.utf8.count else { throw .refused(.invalid) }
             guard value.count <= Limit.xattrValue else { throw .refused(.argumentTooLong) }
             let item = try view.attributes(inode).item
             if let kind = try accessControlKind(name) {
@@ -179,5 +188,19 @@ extension AttributesPayload {
         self.init(
             inode: inode, mask: Self.mode, mode: mode, uid: item.uid, gid: item.gid, accessed: item.accessed,
             modified: item.modified)
+    }
+}
+
+/// The first part of an extended attribute's name (xattr(7)). The kernel keeps `trusted` to root, and lets `user` be set on files
+/// and directories only.
+enum XattrNamespace: String, CaseIterable {
+    case user = "user."
+    case trusted = "trusted."
+    case security = "security."
+    case system = "system."
+
+    func holds(_ name: RawBytes) -> Bool {
+        let prefix = rawValue.utf8
+        return name.count >= prefix.count && prefix.enumerated().allSatisfy { name.u8(at: $0.offset) == $0.element }
     }
 }

@@ -7,7 +7,7 @@
 import Device
 public import Format
 import Journal
-public import Memory
+import Memory
 import Space
 import Tree
 

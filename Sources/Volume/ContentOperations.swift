@@ -79,7 +79,7 @@ extension Volume {
     }
 
     /// relatime: the access time moves when it is not after the last change, or a day old; strictatime: whenever we are asked.
-    private func touchAccessTime(_ inode: InodeNumber) throws(ViewError) {
+    func touchAccessTime(_ inode: InodeNumber) throws(ViewError) {
         guard options.accessTimes != .never, !accessTimesPaused, journal != nil, failureText == nil else { return }
         let item = try view.attributes(inode).item
         let time = now()
@@ -512,7 +512,6 @@ extension Volume {
                     at = to
                 }
                 let left = modeAfterChange(item, caller)
-                guard !extra.isEmpty || !plan.patches.isEmpty || size != item.length || left != item.mode else { return true }
                 try performContent(
                     .fallocate, plan, inode, offset: offset, length: length, size: size,
                     mode: left, caller, fallocateMode: UInt32(bitPattern: mode), extra: extra)

@@ -43,7 +43,10 @@ extension Volume {
     ) throws(OperationError) {
         // What was emitted before a node had to be read is not emitted again.
         var next = from
+        var touched = from > 0
         try operate { () throws(ViewError) in
+            if !touched { try touchAccessTime(directory) }
+            touched = true
             try view.list(directory, from: next, attributes: attributes) { entry in
                 guard emit(entry) else { return false }
                 next = entry.offset

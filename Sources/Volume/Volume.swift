@@ -31,6 +31,9 @@ public final class Volume: @unchecked Sendable {
     let onEvent: @Sendable (VolumeEvent) -> Void
     /// Asked before history up to a checkpoint is given up; false while a reader in another process needs it.
     let mayMoveHorizon: @Sendable (SequenceNumber) -> Bool
+    /// Whether who asks may leave sgid on a file of the group: he is in it, or has root's right to. Requests name but one group of
+    /// many; the adapter, which can ask for the others, sets this before the first operation.
+    public var keepsSetGroup: @Sendable (Caller, UInt32) -> Bool = { caller, group in caller.uid == 0 || caller.gid == group }
     public let limits: VolumeLimits
 
     // Everything below is guarded by `lock`.

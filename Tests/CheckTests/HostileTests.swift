@@ -88,7 +88,7 @@ import Volume
                 names += 1
                 return names < 1000
             }
-            for name in ((try? volume.listXattrs(inode)) ?? []).split(separator: 0).prefix(20) {
+            for name in ((try? volume.listXattrs(inode, .housekeeping)) ?? []).split(separator: 0).prefix(20) {
                 _ = try? Array(name).withRawBytes { (name) throws(OperationError) in try volume.xattr(inode, name) { $0.count } }
             }
             _ = try? volume.readLink(inode) { $0.count }

@@ -14,15 +14,17 @@ private func setxattr(_: UnsafePointer<CChar>, _: UnsafePointer<CChar>, _: Unsaf
 @_silgen_name("getxattr")
 private func getxattr(_: UnsafePointer<CChar>, _: UnsafePointer<CChar>, _: UnsafeMutableRawPointer?, _: Int) -> Int
 
-private let canMount = geteuid() == 0 && access("/dev/fuse", R_OK | W_OK) == 0
+let canMount = geteuid() == 0 && access("/dev/fuse", R_OK | W_OK) == 0
 
 /// An image, mounted until the end of the test.
-private final class Mounted {
+final class Mounted {
+    let options: String
     let image = temporaryPath("image")
     let directory = temporaryPath("mount")
     private var isMounted = false
 
-    init() throws {
+    init(options: String = "rw") throws {
+        self.options = options
         #expect(daybook("mkfs", "--size", "128M", "-L", "mounted", image).status == 0)
         mkdir(directory, 0o755)
         try mount()
@@ -33,8 +35,8 @@ private final class Mounted {
         unlink(image)
     }
 
-    func mount(_ options: String = "rw") throws {
-        let mounted = daybook("mount", "-o", options, image, directory)
+    func mount(_ options: String? = nil) throws {
+        let mounted = daybook("mount", "-o", options ?? self.options, image, directory)
         try #require(mounted.status == 0, "\(mounted.errors)")
         isMounted = true
     }

@@ -159,3 +159,27 @@ import Volume
     @Test(arguments: ["", "- a b", "1 2 3 4 5 6", "1 2 3 4 5 6 -", "1 2 3 4 5 6 - t"])
     func malformedLinesAreSkipped(line: String) { #expect(MountedFilesystem(line: line.utf8) == nil) }
 }
+
+@Suite struct Membership {
+    private func status(groups: String, effective: String) -> [UInt8] {
+        Array("Name:\tsh\nUid:\t1000\t1000\t1000\t1000\nGroups:\t\(groups) \nCapInh:\t0000000000000000\nCapEff:\t\(effective)\n".utf8)
+    }
+
+    @Test func groupsAndRightsOfAProcess() {
+        let none = "0000000000000000"
+        #expect(keepsSetGroup(status: status(groups: "4 24 1002", effective: none), 24))
+        #expect(!keepsSetGroup(status: status(groups: "4 24 1002", effective: none), 2))
+        #expect(!keepsSetGroup(status: status(groups: "", effective: none), 0))
+        #expect(keepsSetGroup(status: status(groups: "", effective: "000001ffffffffff"), 7))
+        #expect(!keepsSetGroup(status: status(groups: "", effective: "000001ffffffffef"), 7))
+        #expect(!keepsSetGroup(status: [], 7))
+        #expect(!keepsSetGroup(status: Array("Groups:\nCapEff:\tnonsense\nCapEff:".utf8), 7))
+    }
+
+    @Test func aProcessThatIsNotThere() {
+        #expect(keepsSetGroup(Caller(uid: 1000, gid: 7, pid: 0), 7))
+        #expect(!keepsSetGroup(Caller(uid: 1000, gid: 8, pid: 0), 7))
+        #expect(keepsSetGroup(Caller(uid: 0, gid: 8, pid: 0), 7))
+        #expect(keepsSetGroup(Caller(uid: geteuid(), gid: .max, pid: UInt32(getpid())), getegid()) || geteuid() != 0)
+    }
+}

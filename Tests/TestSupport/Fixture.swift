@@ -42,13 +42,13 @@ public final class EventLog: @unchecked Sendable {
 
 public func openVolume(
     _ disk: any BlockDevice, mode: OpenOptions.Mode = .readWrite, clock: TestClock = TestClock(), events: EventLog = EventLog(),
-    seed: UInt64 = 99, cacheBytes: Int = 32 << 20, commitSeconds: Double = 1000
+    seed: UInt64 = 99, cacheBytes: Int = 32 << 20, commitSeconds: Double = 1000, accessTimes: AccessTimePolicy = .never
 ) throws -> Volume {
     var options = OpenOptions()
     options.mode = mode
     options.commitSeconds = commitSeconds
     options.cacheBytes = cacheBytes
-    options.accessTimes = .never
+    options.accessTimes = accessTimes
     let generator = Generator(seed: seed)
     return try Volume.open(
         disk, options: options, clock: { clock.now() }, random: { generator.next() }, onEvent: { events.add($0) })

@@ -122,7 +122,7 @@ public struct Model: Equatable {
                 } else {
                     model.files[number]!.bytes = try volume.contents(name)
                 }
-                for name in try volume.listXattrs(inode).split(separator: 0) {
+                for name in try volume.listXattrs(inode, .housekeeping).split(separator: 0) {
                     model.files[number]!.xattrs[Array(name)] = try Array(name).withRawBytes { (name) throws(OperationError) in
                         try volume.xattr(inode, name) { $0.array }
                     }

@@ -37,7 +37,7 @@ extension Volume {
         do { return try get(path, name).withRawBytes { AccessControlList($0) } } catch OperationError.noAttribute { return nil }
     }
     fileprivate func names(of path: String) throws -> [String] {
-        try listXattrs(try find(path).inode).split(separator: 0).map { String(decoding: $0, as: UTF8.self) }.sorted()
+        try listXattrs(try find(path).inode, .housekeeping).split(separator: 0).map { String(decoding: $0, as: UTF8.self) }.sorted()
     }
     fileprivate func mode(_ path: String) throws -> UInt32 { try find(path).item.mode }
     fileprivate func changeMode(_ path: String, _ mode: UInt32, size: UInt64? = nil) throws {
