@@ -77,11 +77,6 @@ extension Volume {
         return mode
     }
 
-    /// The mode after a change of contents of which the kernel does not say whether suid and sgid are to go: root keeps them.
-    func modeAfterChange(_ item: InodeItem, _ caller: Caller) -> UInt32 {
-        caller.uid == 0 ? item.mode : withoutPrivileges(item.mode, item, caller)
-    }
-
     /// Gives a symlink's target to `body`.
     public func readLink<R>(_ inode: InodeNumber, _ body: (RawBytes) -> R) throws(OperationError) -> R {
         let target = try operate { () throws(ViewError) in
@@ -120,7 +115,7 @@ extension Volume {
         try mutate(blocks: 24) { () throws(ViewError) in
             guard name.count > 0, name.count <= Limit.name else { throw .refused(.rangeTooSmall) }
             guard let space = XattrNamespace.allCases.first(where: { $0.holds(name) }) else { throw .refused(.notSupported) }
-            guard name.count > space.rawValue.utf8.count else { throw .refused(.invalid) }
+            guard space == .system || name.count > space.rawValue.utf8.count else { throw .refused(.invalid) }
             guard value.count <= Limit.xattrValue else { throw .refused(.argumentTooLong) }
             let item = try view.attributes(inode).item
             if let kind = try accessControlKind(name) {

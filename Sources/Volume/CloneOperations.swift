@@ -47,7 +47,7 @@ extension Volume {
                 let bytes = buffer!.bytes
                 let count = try read(source, at: from, into: bytes.slice(0, Int(min(wanted - done, step))))
                 if count == 0 { break }
-                try write(destination, at: offset + done, bytes.slice(0, count), killPrivileges: caller.uid != 0, caller)
+                try write(destination, at: offset + done, bytes.slice(0, count), killPrivileges: false, caller)
                 done += UInt64(count)
                 copied += UInt64(count)
             }
@@ -92,7 +92,7 @@ extension Volume {
             let count = min((final.fileBlock + final.blocks - target) << UInt64(blockShift), end - from)
             try performClone(
                 pieces, source, from, destination, to, count, size: max(item.length, to + count),
-                mode: modeAfterChange(item, caller), caller)
+                mode: item.mode, caller)
             return count
         }
     }

@@ -511,10 +511,9 @@ extension Volume {
                     }
                     at = to
                 }
-                let left = modeAfterChange(item, caller)
                 try performContent(
                     .fallocate, plan, inode, offset: offset, length: length, size: size,
-                    mode: left, caller, fallocateMode: UInt32(bitPattern: mode), extra: extra)
+                    mode: item.mode, caller, fallocateMode: UInt32(bitPattern: mode), extra: extra)
                 return true
             } catch {
                 if failureText == nil {

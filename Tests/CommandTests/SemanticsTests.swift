@@ -273,7 +273,8 @@ struct Semantics {
         let both: Moved = [.modified, .changed]
         #expect(moved(file) { opened(file, O_WRONLY) { write($0, "b", 1) == 1 ? 0 : errno } } == both)
         #expect(moved(file) { opened(file, O_WRONLY) { write($0, "b", 0) == 0 ? 0 : errno } } == [])
-        #expect(moved(file) { attempt { truncate(file, 8192) } } == both)
+        // With writeback the kernel keeps these times, and overlooks a truncation to the size that is.
+        if options == "rw" { #expect(moved(file) { attempt { truncate(file, 8192) } } == both) }
         #expect(moved(file) { attempt { truncate(file, 10_000) } } == both)
         for mode in [0, 1, 1, 3, 3, 0x10, 0x11] as [Int32] {
             #expect(moved(file) { opened(file, O_WRONLY) { test_fallocate($0, mode, 0, 4096) } } == both, "fallocate \(mode)")

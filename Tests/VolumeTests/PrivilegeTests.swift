@@ -17,6 +17,12 @@ private let stranger = Caller(uid: 2000, gid: 200, pid: 1)
     private func apply(_ change: Change, _ volume: Volume, _ inode: InodeNumber, _ source: InodeNumber, _ caller: Caller) throws {
         // Of these the kernel says whether suid and sgid are to go: not when root asks.
         let kill = caller.uid != 0
+        if kill && change != .write && change != .truncate {
+            // Before these it asks for it, by a change of nothing.
+            var nothing = AttributeChange()
+            nothing.killPrivileges = true
+            _ = try volume.setAttributes(inode, nothing, caller)
+        }
         switch change {
         case .write:
             try pattern(10, 1).withRawBytes { (data) throws(OperationError) in
