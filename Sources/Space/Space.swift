@@ -47,6 +47,8 @@ public final class Space: @unchecked Sendable {
     /// Where `back` goes on looking, and whether it found that the host has nothing more to give. With the lock held.
     var backingCursor = 0
     public internal(set) var hostIsFull = false
+    /// Blocks that the checkpoint under way has still to take: they are nobody else's. With the lock held.
+    public var owed = 0
     /// Chunks taken ahead of use, as of the coming freeze.
     public var spareChunks: [BlockNumber] = []
     /// Chunks opened since the last checkpoint, by serial.

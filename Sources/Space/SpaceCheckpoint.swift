@@ -47,6 +47,7 @@ extension Space {
         dead = []
         sharings = []
         openedChunks = [:]
+        if !frozen.sharings.isEmpty { hasShares = true }
         return frozen
     }
 
@@ -54,11 +55,18 @@ extension Space {
     public func take(_ kind: SpaceClass, _ count: Int, _ frozen: inout FrozenSpace, lock: Lock) throws(Failure) -> [BlockNumber] {
         var blocks: [BlockNumber] = []
         blocks.reserveCapacity(count)
+        func some() -> BlockRun? {
+            lock.withLock {
+                let run = map.allocate(kind, wanted: UInt64(count - blocks.count))
+                owed -= min(owed, Int(run?.count ?? 0))
+                return run
+            }
+        }
         while blocks.count < count {
-            var run = lock.withLock { map.allocate(kind, wanted: UInt64(count - blocks.count)) }
+            var run = some()
             if run == nil {
                 try back(atLeast: count - blocks.count, lock: lock)
-                run = lock.withLock { map.allocate(kind, wanted: UInt64(count - blocks.count)) }
+                run = some()
             }
             guard let run else { throw .damaged("no space left for a checkpoint") }
             for block in run.start.value..<run.end {

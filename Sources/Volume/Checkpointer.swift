@@ -29,6 +29,8 @@ extension Volume {
 
         seal()
         let sequence = view.sequence
+        // All that it may take is its own from here on; the reserve is for the one after it (invariant 14).
+        space.owed = checkpointNeed
         let frozen = view.tree.freeze()
         let posting = view.pages.freeze()
         space.dead = view.freed
@@ -51,6 +53,7 @@ extension Volume {
                 try write(item, frozen, posting, &frozenSpace, space, horizon: horizon, clean: clean))
         } catch { outcome = .failure(error) }
         lock.lock()
+        space.owed = 0
 
         switch outcome {
         case .failure(let error):

@@ -88,7 +88,7 @@ extension Volume {
         else { return }
         // Never worth waiting for.
         guard view.tree.dirtyCount < 2 * limits.dirtyNodes, sealed.count <= 4, !spareChunks.isEmpty,
-            space!.map.backedFree > limits.reserve
+            space!.map.backedFree > limits.reserve + spokenFor
         else { return }
         try perform(.access, payload: 16, .housekeeping, time: time) { bytes in
             bytes.set(u64: inode.value, at: 0)
@@ -292,6 +292,11 @@ extension Volume {
 
     private func takeData(_ wanted: UInt64) throws(ViewError) -> BlockRun {
         guard let run = space!.map.allocate(.data, wanted: wanted) else { throw .refused(.noSpace) }
+        for block in run.start.value..<run.end where !view.pages.mayTake(BlockNumber(block)) {
+            let why = "block \(block) is free in the map, and somebody's data is still to be written to it"
+            fail(why)
+            throw .damaged(why)
+        }
         return run
     }
 

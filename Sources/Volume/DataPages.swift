@@ -63,7 +63,7 @@ public final class DataPages: @unchecked Sendable {
         cache.setEvictable(slot, true)
     }
 
-    /// Whether nothing is to be written to the block any more. Only a record that is not ours can ask for such a block.
+    /// Whether nothing is to be written to the block any more. Only a record, or a dead list, that is not ours can offer another.
     public func mayTake(_ home: BlockNumber) -> Bool {
         let slot = cache.lookup(home.value)
         return slot.isNone || flags(slot) == 0

@@ -31,7 +31,7 @@ extension Volume {
             if checkpointWanted || checkpointForced || roomWanted > 0 {
                 checkpointWanted = false
                 let due = checkpointForced || view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
-                    || view.pages.unposted >= limits.unposted || view.freed.count >= limits.deadEntries
+                    || view.pages.unposted >= limits.unposted || view.unsettled >= limits.deadEntries
                 checkpointForced = false
                 if due { unlocked { try? checkpoint(clean: false) } }
                 if space!.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
@@ -69,10 +69,18 @@ extension Volume {
         }
     }
 
+    /// A chunk, unless checkpoints need its blocks. With none in hand, only the nodes count: without a chunk nothing can be recorded,
+    /// not even that history gives way.
     private func takeChunk() -> BlockNumber? {
-        if let chunk = space!.map.allocateChunk(UInt64(superblock.chunkBlocks)) { return chunk }
-        guard space!.free > space!.map.backedFree, (try? backMore(space!.map.backedFree)) != nil else { return nil }
-        return space!.map.allocateChunk(UInt64(superblock.chunkBlocks))
+        let blocks = Int(superblock.chunkBlocks)
+        func some() -> BlockNumber? {
+            let kept = spareChunks.isEmpty ? spokenFor + view.tree.dirtyCount : space!.owed + checkpointNeed + blocks
+            return space!.map.backedFree >= kept + blocks ? space!.map.allocateChunk(UInt64(blocks)) : nil
+        }
+        if let chunk = some() { return chunk }
+        let backed = space!.map.backedFree
+        guard space!.free > backed, (try? backMore(max(backed, limits.reserve))) != nil else { return nil }
+        return some()
     }
 
     static func zero(_ start: BlockNumber, count: UInt64, _ device: any BlockDevice) throws(DeviceError) {
@@ -250,7 +258,7 @@ extension Volume {
 
     func moveHorizon(to sequence: SequenceNumber) {
         do throws(OperationError) {
-            try mutate(deletes: true, onCheckpointer: true) { () throws(ViewError) in
+            try mutate(onCheckpointer: true) { () throws(ViewError) in
                 try perform(.horizon, payload: 8, .housekeeping, time: now()) { $0.set(u64: sequence.value, at: 0) }
             }
             try commit()

@@ -37,7 +37,7 @@ extension Volume {
         defer { lock.unlock() }
         guard journal != nil else { throw .readOnly }
         while true {
-            if onCheckpointer { try admitHousekeeping() } else { try admit(blocks: blocks, deletes: deletes) }
+            if onCheckpointer { try admitHousekeeping(deletes: deletes) } else { try admit(blocks: blocks, deletes: deletes) }
             do throws(ViewError) {
                 let result = try body()
                 view.trim()
@@ -50,8 +50,8 @@ extension Volume {
     @inline(__always) private func admit(blocks: Int, deletes: Bool) throws(OperationError) {
         guard failureText == nil else { throw .readOnly }
         if view.tree.dirtyCount < 2 * limits.dirtyNodes && sealed.count <= 4 && view.pages.dirty.count <= limits.dirtyPages
-            && view.pages.unposted < 2 * limits.unposted && view.freed.count < 2 * limits.deadEntries && !spareChunks.isEmpty
-            && space!.map.backedFree >= limits.reserve + blocks
+            && view.pages.unposted < 2 * limits.unposted && view.unsettled < 2 * limits.deadEntries && !spareChunks.isEmpty
+            && space!.map.backedFree >= limits.reserve + blocks + spokenFor
         { return }
         try admitSlowly(blocks: blocks, deletes: deletes)
     }
@@ -59,35 +59,62 @@ extension Volume {
     private func admitSlowly(blocks: Int, deletes: Bool) throws(OperationError) {
         while true {
             guard failureText == nil else { throw .readOnly }
+            let backed = space!.map.backedFree
+            let needed = limits.reserve + blocks + spokenFor
             if view.tree.dirtyCount >= 2 * limits.dirtyNodes || view.pages.unposted >= 2 * limits.unposted
-                || view.freed.count >= 2 * limits.deadEntries
+                || view.unsettled >= 2 * limits.deadEntries
             {
                 checkpointWanted = true
             } else if sealed.count > 4 || view.pages.dirty.count > limits.dirtyPages {
                 commitWanted = sealed.count > 4
                 writeBackWanted = true
-            } else if space!.map.backedFree < limits.reserve + blocks && space!.free > space!.map.backedFree {
-                try backMore(limits.reserve + blocks)
+            } else if backed < needed && space!.free > backed {
+                try backMore(needed)
                 continue
-            } else if space!.map.backedFree < limits.reserve + blocks || spareChunks.isEmpty {
-                // What deletes may go on into the reserve: it is there so that a full disk can delete.
-                if deletes && space!.map.backedFree > limits.reserve / 2 && (!spareChunks.isEmpty || journalHasRoom) { return }
-                if roomExhausted {
+            } else if backed < needed || spareChunks.isEmpty {
+                // What deletes may go on into the reserve: it is there so that a full disk can delete. A checkpoint of what they
+                // do, and the few in which history gives way after it, must still find room.
+                if deletes && backed >= space!.owed + checkpointNeed + limits.reserve / 4 + blocks
+                    && (!spareChunks.isEmpty || journalHasRoom)
+                { return }
+                let isOnlySpokenFor = backed >= limits.reserve + blocks && !spareChunks.isEmpty
+                let mayHelp = deletes && roomExhausted && recordsSinceCheckpoint > 0 && backed >= checkpointNeed
+                if space!.owed > 0 || isOnlySpokenFor || mayHelp {
+                    // Once that is written there is room, or it is known that there is none.
+                    checkpointForced = checkpointForced || space!.owed == 0
+                } else if roomExhausted {
                     // A reader that held history may have gone since, or the host have room again; nobody tells us.
                     let waited = now().nanoseconds - exhaustedSince
                     guard waited < 0 || waited >= Self.exhaustionHolds else { throw .noSpace }
                     roomExhausted = false
                     space!.tryHostAgain()
                     continue
+                } else {
+                    roomWanted = max(roomWanted, blocks + 1)
+                    checkpointWanted = true
                 }
-                roomWanted = max(roomWanted, blocks + 1)
-                checkpointWanted = true
             } else {
                 return
             }
             lock.broadcast()
             lock.wait()
         }
+    }
+
+    /// Blocks besides the reserve that operations must leave: what the checkpoint under way has still to take, and what settling
+    /// shares may add to the next.
+    @inline(__always) var spokenFor: Int { space!.owed + shareNodes }
+
+    /// Nodes of the space tree that settling may touch: two for each clone or death, as far apart as they can be, but no more than
+    /// there would be if every block were shared on its own.
+    @inline(__always) private var shareNodes: Int {
+        view.shared.isEmpty && !space!.hasShares ? 0 : min(2 * view.unsettled, limits.shareNodes)
+    }
+
+    /// Blocks that a checkpoint of the present state takes at most; what it posts has its homes already (invariant 14).
+    var checkpointNeed: Int {
+        let nodes = view.tree.dirtyCount
+        return nodes + shareNodes + limits.spaceState + (view.freed.count + nodes) / VolumeLimits.deadListItems + 1
     }
 
     /// Asks the host for room for `wanted` free blocks and some more. With the lock held; drops it.
@@ -107,18 +134,29 @@ extension Volume {
     private static let exhaustionHolds: Int64 = 2_000_000_000
 
     /// The checkpointer cannot wait for itself: what others would wait for, it does, or it goes without.
-    private func admitHousekeeping() throws(OperationError) {
+    private func admitHousekeeping(deletes: Bool) throws(OperationError) {
         guard failureText == nil else { throw .readOnly }
-        if view.tree.dirtyCount >= 2 * limits.dirtyNodes || view.pages.unposted >= 2 * limits.unposted || sealed.count > 4
-            || view.freed.count >= 2 * limits.deadEntries
-        {
+        func writeOut() throws(OperationError) {
             lock.unlock()
             defer { lock.lock() }
             try checkpoint(clean: false)
         }
+        // While there is room for one: what has been done must be written before more is.
+        func isTight(_ more: Int) -> Bool { space!.map.backedFree < checkpointNeed + more }
+        let isPressing = isTight(limits.reserve / 4) && !isTight(0) && recordsSinceCheckpoint > 0
+        if view.tree.dirtyCount >= 2 * limits.dirtyNodes || view.pages.unposted >= 2 * limits.unposted || sealed.count > 4
+            || view.unsettled >= 2 * limits.deadEntries || isPressing
+        { try writeOut() }
         if spareChunks.isEmpty { refillChunks() }
+        if spareChunks.isEmpty && !journalHasRoom && recordsSinceCheckpoint > 0 && !isTight(0) {
+            // The nodes were in the chunk's way.
+            try writeOut()
+            refillChunks()
+        }
         guard failureText == nil else { throw .readOnly }
         guard !spareChunks.isEmpty || journalHasRoom else { throw .noSpace }
+        // Moving the horizon is what makes room; reclaiming can wait for it.
+        guard !deletes || !isTight(limits.reserve / 8) else { throw .noSpace }
     }
 
     /// The current chunk takes another frame, so that no new one need be opened for a record or two.
@@ -198,7 +236,7 @@ extension Volume {
         }
         if !checkpointWanted
             && (view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
-                || view.pages.unposted >= limits.unposted || view.freed.count >= limits.deadEntries || space!.free < limits.lowWater && !roomQuiet)
+                || view.pages.unposted >= limits.unposted || view.unsettled >= limits.deadEntries || space!.free < limits.lowWater && !roomQuiet)
         {
             checkpointWanted = true
             lock.broadcast()

@@ -32,6 +32,8 @@ public final class View: @unchecked Sendable {
     public var freed: [DeadEntry] = []
     /// What records cloned since then.
     public var shared: [Sharing] = []
+    /// Deaths and clones that the next checkpoint has to settle.
+    public var unsettled: Int { freed.count + shared.count }
     /// Blocks that records put to use, while `recordsClaims` is set.
     public var claimed: [(start: BlockNumber, count: UInt64)] = []
     public var recordsClaims = false

@@ -176,8 +176,12 @@ public struct VolumeLimits: Sendable {
     public let unposted: Int
     /// Records that trigger one: what a view replays at most, within its second.
     public let records: Int
-    /// Dead entries that trigger one: it has to find room for their list. Operations wait at twice as many.
+    /// Dead entries and clones that trigger one: it has to find room for their list. Operations wait at twice as many.
     public let deadEntries: Int
+    /// Blocks that one takes at most for bitmaps, the nodes of the space tree that name them, and the pending list.
+    public let spaceState: Int
+    /// Nodes of the space tree that hold share counts, at most.
+    public let shareNodes: Int
     /// Dirty data pages at which writers wait.
     public let dirtyPages: Int
     /// Blocks never lent to operations.
@@ -185,6 +189,8 @@ public struct VolumeLimits: Sendable {
     /// Free blocks below which history begins to give way.
     public let lowWater: Int
     public let spareChunks = 2
+    /// Dead entries in a block.
+    static let deadListItems = ListBlock.capacity(itemSize: DeadEntry.size)
 
     init(blockCount: UInt64, chunkBlocks: UInt32, cacheBytes: Int) {
         let blocks = Int(clamping: blockCount)
@@ -193,7 +199,10 @@ public struct VolumeLimits: Sendable {
         records = 60_000
         deadEntries = max(4096, min(65_536, blocks / 8))
         dirtyPages = max(512, min(8192, cacheBytes / blockSize / 2))
-        reserve = 2 * dirtyNodes + 2 * Int(chunkBlocks) + 256
+        shareNodes = blocks / 32 + 8
+        let regions = blocks / Region.blocks + 1
+        spaceState = 128 + regions + regions / 16
+        reserve = 2 * dirtyNodes + 2 * Int(chunkBlocks) + spaceState + 2 * (deadEntries + dirtyNodes) / Self.deadListItems + 128
         lowWater = reserve + max(blocks / 16, 1024)
     }
 }
