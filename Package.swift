@@ -55,7 +55,7 @@ let package = Package(
             name: "VolumeTests",
             dependencies: ["TestSupport", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory"]),
         .testTarget(
-            name: "CheckTests", dependencies: ["TestSupport", "Check", "Volume", "Tree", "Space", "Device", "Format", "Memory"]),
+            name: "CheckTests", dependencies: ["TestSupport", "Check", "Volume", "Journal", "Tree", "Space", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
         .testTarget(name: "CommandTests", dependencies: ["daybook", "CTestSupport", "Digest", "Volume", "Device", "Format", "Memory"]),

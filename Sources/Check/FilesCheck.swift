@@ -288,7 +288,11 @@ private final class FilesPass {
         extentEnd = max(extentEnd, key.low + count)
         if !extent.isUnwritten { dataEnd = max(dataEnd, key.low + count) }
         if extent.birth > sequence { checker.found(.bornLater, "an extent born at \(extent.birth)", block: extent.start, inode: inode) }
-        guard checker.claimData(extent.start, count, inode: inode) else { return }
+        // What is set aside is never shared; and, as it has no CRCs, a few bytes may claim a whole image, again and again.
+        guard extent.isUnwritten
+            ? checker.claim(extent.start, count, "file data", inode: inode)
+            : checker.claimData(extent.start, count, inode: inode)
+        else { return }
         checker.liveData.insert(extent.start.value, count)
         if let data, !extent.isUnwritten { data.verify(extent, value, at: key.low, inode) }
     }

@@ -31,7 +31,9 @@ extension View {
         case .rename: try applyRename(RenamePayload(payload)!, header)
         case .setattr: try applyAttributes(AttributesPayload(payload)!, header)
         case .truncate, .write, .fallocate: try applyContent(ContentPayload(payload)!, header, mode)
-        case .clone: try applyContent(ClonePayload(payload)!.content, header, mode)
+        case .clone:
+            let clone = ClonePayload(payload)!
+            try applyContent(clone.content, header, mode, clone)
         case .setxattr: try applySetXattr(XattrPayload(payload)!, header)
         case .removexattr: try applyRemoveXattr(XattrPayload(payload)!, header)
         case .access:
@@ -306,7 +308,9 @@ extension View {
 
     // MARK: content
 
-    private func applyContent(_ content: ContentPayload, _ header: RecordHeader, _ mode: ApplyMode) throws(ViewError) {
+    private func applyContent(
+        _ content: ContentPayload, _ header: RecordHeader, _ mode: ApplyMode, _ clone: ClonePayload? = nil
+    ) throws(ViewError) {
         guard let bytes = try inodeBytes(content.inode), FileKind(mode: bytes.u32(at: 0)) == .regular else {
             throw mismatch(header, "inode \(content.inode) is no regular file")
         }
@@ -320,6 +324,7 @@ extension View {
                     segment.blocks <= superblock.blockCount - segment.home.value
                 else { throw mismatch(header, "blocks outside of the image") }
             }
+            if let clone { try expectSource(clone, segment, header) }
             let change = try applySegment(content.inode, segment, header, mode)
             added += change.added
             removed += change.removed
@@ -362,6 +367,28 @@ extension View {
             try insertExtent(
                 inode, at: first, home: segment.home, count: segment.blocks, crcs: segment.data, birth: segment.birth)
             return (segment.blocks, removed)
+        }
+    }
+
+    /// A clone is of holes and of blocks that the source holds, just there, with that birth and those CRCs (Y2). Else blocks of others, or
+    /// of nobody, could become a file's, and be freed with it.
+    private func expectSource(_ clone: ClonePayload, _ segment: Segment, _ header: RecordHeader) throws(ViewError) {
+        if segment.kind == .hole { return }
+        let mask = UInt64(blockSize - 1)
+        let target = clone.content.offset >> UInt64(blockShift)
+        guard segment.kind == .shared, (clone.sourceOffset | clone.content.offset) & mask == 0, segment.fileBlock >= target else {
+            throw mismatch(header, "segment")
+        }
+        let first = clone.sourceOffset >> UInt64(blockShift) + (segment.fileBlock - target)
+        var done: UInt64 = 0
+        while done < segment.blocks {
+            guard let (extent, bytes) = try extent(clone.source, at: first + done), !extent.item.isUnwritten,
+                extent.home(first + done) == segment.home + done, extent.item.birth == segment.birth
+            else { throw mismatch(header, "inode \(clone.source) does not hold \(segment.home + done)") }
+            let count = Int(min(extent.end - first - done, segment.blocks - done)) * 4
+            let sums = bytes.slice(ExtentItem.header + Int(first + done - extent.fileBlock) * 4, count)
+            guard sums.equals(segment.data.slice(Int(done) * 4, count)) else { throw mismatch(header, "checksums") }
+            done += UInt64(count / 4)
         }
     }
 

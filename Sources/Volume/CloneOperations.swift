@@ -27,6 +27,8 @@ extension Volume {
         // 0 would mean the end of the source.
         guard sourceOffset <= Limit.fileSize, offset < Limit.fileSize else { throw .tooLarge }
         let wanted = min(length, Limit.fileSize - max(sourceOffset, offset), Self.mostShared)
+        // As the kernel has it, too: a record's later segments would be of blocks that its earlier ones have replaced.
+        guard source != destination || max(sourceOffset, offset) - min(sourceOffset, offset) >= wanted else { throw .invalid }
         let mask = UInt64(blockSize - 1)
         let isAligned = (sourceOffset ^ offset) & mask == 0
         var buffer: AlignedBuffer?
