@@ -102,8 +102,11 @@ public final class JournalWriter: @unchecked Sendable {
 
     // MARK: sealing
 
-    /// Room for another frame of the largest size in the current chunk is lacking: sealing will open the next one.
+    /// Room for a frame of so many blocks in the current chunk is lacking: sealing will open the next one.
     private func mustOpen(_ blocks: Int) -> Bool { comingEpoch != nil || Int(position.block) + blocks > Int(chunkBlocks) }
+
+    /// Whether the pending frame and `bytes` more fit into the current chunk, so that sealing opens none.
+    public func hasRoom(_ bytes: Int) -> Bool { !mustOpen(FrameHeader.blocks(payload: pendingBytes + bytes)) }
 
     /// Ends the pending frame. `allocateChunk` gives the successor of a chunk that has to be opened, and is told of the
     /// chunk being opened; it may not fail (the reserve holds chunks back). Nil when there are no records.

@@ -115,12 +115,12 @@ extension Volume {
         try mutate(blocks: 24) { () throws(ViewError) in
             guard name.count > 0, name.count <= Limit.name else { throw .refused(.rangeTooSmall) }
             guard let space = XattrNamespace.allCases.first(where: { $0.holds(name) }) else { throw .refused(.notSupported) }
-            guard space == .system || name.count > space.rawValue.utf8.count else { throw .refused(.invalid) }
             guard value.count <= Limit.xattrValue else { throw .refused(.argumentTooLong) }
             let item = try view.attributes(inode).item
             if let kind = try accessControlKind(name) {
                 return try setAccessControlList(inode, item, kind, value, killSetGroup: killSetGroup, caller)
             }
+            guard name.count > space.rawValue.utf8.count else { throw .refused(.invalid) }
             let old = try view.xattr(inode, name)
             if old != nil && create { throw .refused(.exists) }
             if old == nil && replace { throw .refused(.noAttribute) }

@@ -87,7 +87,7 @@ extension Volume {
             || time.nanoseconds &- item.accessed.nanoseconds > 86_400_000_000_000
         else { return }
         // Never worth waiting for.
-        guard view.tree.dirtyCount < 2 * limits.dirtyNodes, sealed.count <= 4, !spareChunks.isEmpty,
+        guard view.tree.dirtyCount < 2 * limits.dirtyNodes, sealed.count <= 4, spareChunks.count > 1,
             space!.map.backedFree > limits.reserve + spokenFor
         else { return }
         try perform(.access, payload: 16, .housekeeping, time: time) { bytes in

@@ -208,7 +208,7 @@ extension Volume {
         var idle = 0
         var best = before
         // Free blocks in which no chunk of the journal finds a place are as good as none.
-        while space!.free < target || spareChunks.isEmpty, failureText == nil && !stopping && idle < 6 {
+        while space!.free < target || spareChunks.count <= 1, failureText == nil && !stopping && idle < 6 {
             idle += 1
             let missing = max(target - space!.free, Int(superblock.chunkBlocks))
             let ceiling = olderCheckpoint
@@ -235,7 +235,7 @@ extension Volume {
         let free = space!.free
         if wanted > 0 {
             exhaustedSince = now().nanoseconds
-            roomExhausted = free < limits.reserve + wanted || spareChunks.isEmpty
+            roomExhausted = free < limits.reserve + wanted || spareChunks.count <= 1
             roomWanted = 0
         } else if free <= before {
             roomQuiet = true

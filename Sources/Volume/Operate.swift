@@ -50,7 +50,7 @@ extension Volume {
     @inline(__always) private func admit(blocks: Int, deletes: Bool) throws(OperationError) {
         guard failureText == nil else { throw .readOnly }
         if view.tree.dirtyCount < 2 * limits.dirtyNodes && sealed.count <= 4 && view.pages.dirty.count <= limits.dirtyPages
-            && view.pages.unposted < 2 * limits.unposted && view.unsettled < 2 * limits.deadEntries && !spareChunks.isEmpty
+            && view.pages.unposted < 2 * limits.unposted && view.unsettled < 2 * limits.deadEntries && spareChunks.count > 1
             && space!.map.backedFree >= limits.reserve + blocks + spokenFor
         { return }
         try admitSlowly(blocks: blocks, deletes: deletes)
@@ -71,13 +71,13 @@ extension Volume {
             } else if backed < needed && space!.free > backed {
                 try backMore(needed)
                 continue
-            } else if backed < needed || spareChunks.isEmpty {
+            } else if backed < needed || spareChunks.count <= 1 {
                 // What deletes may go on into the reserve: it is there so that a full disk can delete. A checkpoint of what they
                 // do, and the few in which history gives way after it, must still find room.
                 if deletes && backed >= space!.owed + checkpointNeed + limits.reserve / 4 + blocks
-                    && (!spareChunks.isEmpty || journalHasRoom)
+                    && (spareChunks.count > 1 || journal!.hasRoom(Self.roomToDelete))
                 { return }
-                let isOnlySpokenFor = backed >= limits.reserve + blocks && !spareChunks.isEmpty
+                let isOnlySpokenFor = backed >= limits.reserve + blocks && spareChunks.count > 1
                 let mayHelp = deletes && roomExhausted && recordsSinceCheckpoint > 0 && backed >= checkpointNeed
                 if space!.owed > 0 || isOnlySpokenFor || mayHelp {
                     // Once that is written there is room, or it is known that there is none.
@@ -148,23 +148,22 @@ extension Volume {
             || view.unsettled >= 2 * limits.deadEntries || isPressing
         { try writeOut() }
         if spareChunks.isEmpty { refillChunks() }
-        if spareChunks.isEmpty && !journalHasRoom && recordsSinceCheckpoint > 0 && !isTight(0) {
+        if spareChunks.isEmpty && !journal!.hasRoom(Self.roomToKeepHouse) && recordsSinceCheckpoint > 0 && !isTight(0) {
             // The nodes were in the chunk's way.
             try writeOut()
             refillChunks()
         }
         guard failureText == nil else { throw .readOnly }
-        guard !spareChunks.isEmpty || journalHasRoom else { throw .noSpace }
+        guard !spareChunks.isEmpty || journal!.hasRoom(Self.roomToKeepHouse) else { throw .noSpace }
         // Moving the horizon is what makes room; reclaiming can wait for it.
         guard !deletes || !isTight(limits.reserve / 8) else { throw .noSpace }
     }
 
-    /// The current chunk takes another frame, so that no new one need be opened for a record or two.
-    private var journalHasRoom: Bool {
-        guard let journal else { return false }
-        return Int(journal.position.block) + FrameHeader.blocks(payload: FrameHeader.maximumPayload) <= Int(journal.chunkBlocks)
-            && sealed.isEmpty
-    }
+    // When chunks run out, those who can help go on longest: other operations leave the last spare chunk alone; deletes do not even
+    // open one then, and leave as much of the current one as these differ by to housekeeping, which may take all there is: history
+    // gives way by a record.
+    private static let roomToDelete = 256 << 10
+    private static let roomToKeepHouse = 16 << 10
 
     /// Brings in what an operation found missing, dropping the lock to read it; passes everything else on. If blocks were given up
     /// meanwhile, what was read may have been written since for another purpose: then the operation just begins again.
@@ -265,7 +264,7 @@ extension Volume {
             if let chunk = spareChunks.popLast() {
                 // From now on a header names it, so the next checkpoint's map must count it as used.
                 space.map.markDirty(Int(chunk.value) / Region.blocks)
-                if spareChunks.isEmpty { lock.broadcast() }
+                lock.broadcast()
                 return chunk
             }
             if let chunk = space.map.allocateChunk(UInt64(superblock.chunkBlocks)) { return chunk }

@@ -188,7 +188,8 @@ public struct VolumeLimits: Sendable {
     public let reserve: Int
     /// Free blocks below which history begins to give way.
     public let lowWater: Int
-    public let spareChunks = 2
+    /// Chunks taken ahead, one of them for housekeeping.
+    public let spareChunks = 3
     /// Dead entries in a block.
     static let deadListItems = ListBlock.capacity(itemSize: DeadEntry.size)
 
@@ -202,7 +203,7 @@ public struct VolumeLimits: Sendable {
         shareNodes = blocks / 32 + 8
         let regions = blocks / Region.blocks + 1
         spaceState = 128 + regions + regions / 16
-        reserve = 2 * dirtyNodes + 2 * Int(chunkBlocks) + spaceState + 2 * (deadEntries + dirtyNodes) / Self.deadListItems + 128
+        reserve = 2 * dirtyNodes + 3 * Int(chunkBlocks) + spaceState + 2 * (deadEntries + dirtyNodes) / Self.deadListItems + 128
         lowWater = reserve + max(blocks / 16, 1024)
     }
 }

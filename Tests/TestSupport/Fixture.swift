@@ -2,6 +2,7 @@
 
 public import Device
 public import Format
+import Glibc
 import Memory
 public import Volume
 
@@ -52,6 +53,15 @@ public func openVolume(
     let generator = Generator(seed: seed)
     return try Volume.open(
         disk, options: options, clock: { clock.now() }, random: { generator.next() }, onEvent: { events.add($0) })
+}
+
+/// Whether it comes true within some seconds: for what threads of the volume do in their own time.
+public func waitFor(_ what: () -> Bool) -> Bool {
+    for _ in 0..<500 {
+        if what() { return true }
+        usleep(10_000)
+    }
+    return what()
 }
 
 private final class Generator: @unchecked Sendable {

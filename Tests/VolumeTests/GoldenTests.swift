@@ -6,7 +6,8 @@ import Format
 import Memory
 import TestSupport
 import Testing
-import Volume
+
+@testable import Volume
 
 @Suite struct GoldenTests {
     private static func sums(_ disk: SimulatedDisk) throws -> [UInt64: UInt32] {
@@ -40,6 +41,8 @@ import Volume
     @Test func aShortHistory() throws {
         let disk = try makeDisk(blocks: 16384)
         let volume = try openVolume(disk, clock: TestClock(step: 0))
+        // Where data go depends on what the journal has taken before.
+        #expect(waitFor { volume.lock.withLock { volume.spareChunks.count == volume.limits.spareChunks } })
         try volume.makeDirectory("d")
         try volume.make("d/a")
         try volume.write("d/a", pattern(10_000, 1))
@@ -52,6 +55,6 @@ import Volume
         try volume.make("c")
         try volume.close()
         let sum = hex(Self.total(try Self.sums(disk)))
-        #expect(sum == "4ea38990")
+        #expect(sum == "db643b25")
     }
 }

@@ -81,4 +81,50 @@ import Volume
         }
         try volume.close()
     }
+
+    /// Files come, go and stay in a disorder that leaves no whole chunk free, and every change is committed, so that the journal runs
+    /// from chunk to chunk. Once a full disk had no chunk left and none of its last one to say that history gives way: for good.
+    @Test(arguments: 0..<2 as Range<UInt64>) func aFullDiskInDisorderGetsItsSpaceBack(seed: UInt64) throws {
+        let disk = try makeDisk(blocks: 16384)
+        let events = EventLog()
+        let clock = TestClock(step: 50_000_000)
+        var random = SeededRandom(seed: seed)
+        var volume = try openVolume(disk, clock: clock, events: events)
+        for round in 0..<3 {
+            var files: [String] = []
+            func fill() throws -> Bool {
+                do {
+                    for index in 0..<20_000 {
+                        if files.count > 10 && Int.random(in: 0..<3, using: &random) == 0 {
+                            try volume.unlink(files.remove(at: Int.random(in: 0..<files.count, using: &random)))
+                        } else {
+                            let path = "r\(round)n\(index)"
+                            try volume.make(path)
+                            files.append(path)
+                            try volume.write(path, pattern(Int.random(in: 1...20_000, using: &random), seed))
+                        }
+                        try volume.commit()
+                    }
+                    return false
+                } catch OperationError.noSpace { return true }
+            }
+            #expect(try fill(), "round \(round): not full")
+            if round == 1 {
+                try volume.close()
+                volume = try openVolume(disk, clock: clock, events: events)
+            }
+            for path in files {
+                try volume.unlink(path)
+                try volume.commit()
+            }
+            // What was there is free again, all but a little.
+            for index in 0..<40 {
+                try volume.make("r\(round)again\(index)")
+                try volume.write("r\(round)again\(index)", pattern(1 << 20, seed))
+            }
+            for index in 0..<40 { try volume.unlink("r\(round)again\(index)") }
+            #expect(events.failures == [])
+        }
+        try volume.close()
+    }
 }
