@@ -47,6 +47,13 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .target(
+            name: "Exploration", dependencies: ["Check", "Volume", "Device", "Format", "Memory"], swiftSettings: strict),
+        .executableTarget(
+            name: "daybook-explore",
+            dependencies: ["Exploration", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            swiftSettings: strict),
+        .testTarget(name: "ExplorationTests", dependencies: ["Exploration", "Volume", "Device", "Format", "Memory"]),
         .target(name: "TestSupport", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
         .target(name: "CTestSupport", path: "Tests/CTestSupport"),
         .testTarget(name: "FormatTests", dependencies: ["Format", "Device", "Memory"]),

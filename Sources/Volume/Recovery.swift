@@ -194,6 +194,36 @@ extension Volume {
         ]
     }
 
+    /// Opens as `open` does for writing, but starts no threads: every write is then one that the caller's own calls make, in
+    /// their order. For exploring crashes. `preparing`: with a chunk in store, so that operations can follow.
+    package static func openAlone(
+        _ device: any BlockDevice, options: OpenOptions, clock: @escaping @Sendable () -> Timestamp,
+        random: @escaping @Sendable () -> UInt64, preparing: Bool, onEvent: @escaping @Sendable (VolumeEvent) -> Void
+    ) throws(OpenError) -> Volume {
+        let volume = try recover(
+            Image(device), options: options, clock: clock, random: random, mayMoveHorizon: { _ in true }, onEvent: onEvent)
+        if preparing { volume.lock.withLock { volume.refillChunks() } }
+        return volume
+    }
+
+    /// The work of the threads, one piece at a time. Only without threads.
+    package func checkpointAlone(clean: Bool) throws(OperationError) {
+        try checkpoint(clean: clean)
+        lock.withLock { if !clean { refillChunks() } }
+    }
+    package func reclaimAlone() throws(OperationError) {
+        let batch = lock.withLock {
+            defer { reclaimable = [] }
+            return reclaimable
+        }
+        try reclaim(batch, onCheckpointer: true)
+    }
+    /// History up to the older slot's checkpoint is given up.
+    package func moveHorizonAlone() {
+        let target = lock.withLock { olderCheckpoint }
+        if target > lock.withLock({ horizon }) { moveHorizon(to: target) }
+    }
+
     /// Stops the threads and, read-write, writes a clean checkpoint. Operations must have ended.
     public func close() throws(OperationError) {
         guard journal != nil else { return }

@@ -137,7 +137,7 @@ public final class Replay {
 
     /// A data block of the frame that is not what its record says, if any.
     private func firstDamagedBlock(_ header: FrameHeader) throws(ReplayError) -> String? {
-        let buffer = AlignedBuffer(count: Segment.maximumRun << blockShift)
+        var buffer: AlignedBuffer?
         var damage: String?
         do throws(ViewError) {
             try eachRecord(header) { (record) throws(ViewError) in
@@ -150,7 +150,9 @@ public final class Replay {
                     guard segment.home.value + segment.blocks <= view.superblock.blockCount else {
                         throw .damaged("record \(record.sequence): blocks outside of the image")
                     }
-                    let bytes = buffer.bytes.slice(0, Int(segment.blocks) << blockShift)
+                    let count = Int(segment.blocks) << blockShift
+                    if buffer == nil || buffer!.bytes.count < count { buffer = AlignedBuffer(count: count) }
+                    let bytes = buffer!.bytes.slice(0, count)
                     do throws(DeviceError) { try view.device.read(segment.home, into: bytes) } catch { throw .device(error) }
                     for index in 0..<Int(segment.blocks)
                     where bytes.slice(index << blockShift, blockSize).crc32c() != segment.data.u32(at: index * 4) {
@@ -160,6 +162,7 @@ public final class Replay {
                 }
             }
         } catch { throw .view(error) }
+        withExtendedLifetime(buffer) {}
         return damage
     }
 
