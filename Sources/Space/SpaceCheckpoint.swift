@@ -44,6 +44,7 @@ extension Space {
             let region = Int(chunk.value) / Region.blocks
             for block in 0..<Int(chunkBlocks) { frozen.bits[region]?.clear(Int(chunk.value) % Region.blocks + block) }
         }
+        settlingBlocks = dead.reduce(0) { $0 + UInt64($1.count) }
         dead = []
         sharings = []
         openedChunks = [:]
@@ -156,6 +157,7 @@ extension Space {
         } catch { throw .device(error) }
         let history = lock.withLock {
             historyBlocks += newlyDead
+            settlingBlocks = 0
             return historyBlocks
         }
         return WrittenSpace(

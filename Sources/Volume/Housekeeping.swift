@@ -118,7 +118,7 @@ extension Volume {
     /// Data blocks of inodes that nobody refers to any more and that are not reclaimed yet; of some, if they are many.
     func blocksToReclaim() throws(ViewError) -> UInt64 {
         var sum: UInt64 = 0
-        for number in orphans.prefix(1024) where references[number] == nil {
+        for number in orphans.prefix(1024) where !references.isHeld(number) {
             guard let item = try view.item(InodeNumber(number)), item.links == 0 else { continue }
             sum += item.blocks
         }
@@ -157,7 +157,7 @@ extension Volume {
                 continue
             }
             // Somebody holds it (still, or again: a look-up raced with the last forget); its next forget brings it back.
-            let goes = item.links == 0 && references[number] == nil
+            let goes = item.links == 0 && !references.isHeld(number)
             if item.links == 0 && !goes && !trimming.contains(number) {
                 finished += 1
                 continue

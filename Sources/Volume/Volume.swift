@@ -51,7 +51,7 @@ public final class Volume: @unchecked Sendable {
     var usesAccessControlLists: Bool
 
     /// References that the kernel holds to inodes.
-    var references: [UInt64: UInt64] = [:]
+    var references = ReferenceCounts()
     /// Inodes without names, and files being trimmed.
     var orphans: Set<UInt64> = []
     var reclaimable: [UInt64] = []
@@ -153,7 +153,7 @@ public final class Volume: @unchecked Sendable {
             if let space {
                 // What is shared is not free once one extent lets go of it.
                 let someIsShared = space.hasShares || !view.shared.isEmpty
-                let pendingDead = someIsShared ? 0 : view.freed.reduce(deleted) { $0 + UInt64($1.count) }
+                let pendingDead = someIsShared ? 0 : view.freed.reduce(deleted + space.settlingBlocks) { $0 + UInt64($1.count) }
                 let free = UInt64(space.free) + space.historyBlocks + pendingDead
                 result.free = min(free, result.blocks)
                 result.available = result.free > UInt64(limits.reserve) ? result.free - UInt64(limits.reserve) : 0
