@@ -326,7 +326,7 @@ private final class FilesPass {
 /// Reads data and compares it with its checksums.
 private final class DataReader {
     unowned let checker: Checker
-    private let buffer = AlignedBuffer(count: Int(ExtentItem.maximumBlocks) << blockShift)
+    private let buffer = AlignedBuffer(count: Int(ExtentItem.maximumBlocks) << blockShift, zeroed: false)
     // The block last read of the file in hand, for its end.
     private var last: (inode: UInt64, fileBlock: UInt64, page: RawBytes)?
 

@@ -26,7 +26,7 @@ final class NodeWalk {
     /// One page for each level above the leaves.
     private var pages: [AlignedBuffer?] = Array(repeating: nil, count: Int(NodeLayout.maximumLevel) + 1)
     private static let batch = 128
-    private let leaves = AlignedBuffer(count: batch << blockShift)
+    private let leaves = AlignedBuffer(count: batch << blockShift, zeroed: false)
     private(set) var nodes: UInt64 = 0
 
     /// Whether to go on to the node: its place is its own.
