@@ -60,6 +60,15 @@ final class ImageSource {
         close(descriptor)
     }
 
+    /// Makes durable what was done in the mount so far; false where there is none, or it cannot be.
+    func commit() -> Bool {
+        guard let mount else { return false }
+        let descriptor = open(mount.mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard descriptor >= 0 else { return false }
+        defer { close(descriptor) }
+        return fsync(descriptor) == 0
+    }
+
     private static func daybookHolding(_ path: String) -> MountedFilesystem? {
         MountedFilesystem.holding(path).flatMap { $0.isDaybook ? $0 : nil }
     }
