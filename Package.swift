@@ -10,7 +10,11 @@ let strict: [SwiftSetting] = [
 
 let package = Package(
     name: "daybook",
-    products: [.executable(name: "daybook", targets: ["daybook"])],
+    products: [
+        .executable(name: "daybook", targets: ["daybook"]),
+        // Of the tests: put before the C library of a daemon, it makes its disk fail.
+        .library(name: "DaybookFaults", type: .dynamic, targets: ["CFaults"]),
+    ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
@@ -56,6 +60,7 @@ let package = Package(
         .testTarget(name: "ExplorationTests", dependencies: ["Exploration", "Volume", "Device", "Format", "Memory"]),
         .target(name: "TestSupport", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
         .target(name: "CTestSupport", path: "Tests/CTestSupport"),
+        .target(name: "CFaults", path: "Tests/CFaults"),
         .testTarget(name: "FormatTests", dependencies: ["Format", "Device", "Memory"]),
         .testTarget(name: "TreeTests", dependencies: ["Tree", "Device", "Format", "Memory"]),
         .testTarget(
@@ -65,6 +70,6 @@ let package = Package(
             name: "CheckTests", dependencies: ["TestSupport", "Check", "Volume", "Journal", "Tree", "Space", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
-        .testTarget(name: "CommandTests", dependencies: ["daybook", "CTestSupport", "Digest", "Volume", "Device", "Format", "Memory"]),
+        .testTarget(name: "CommandTests", dependencies: ["daybook", "CTestSupport", "CFaults", "Digest", "Check", "Journal", "Volume", "Device", "Format", "Memory"]),
     ]
 )

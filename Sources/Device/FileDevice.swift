@@ -22,10 +22,14 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     private let cached: Int32
     public var isThin: Bool { !isBlockDevice }
 
-    // Through the page cache, the host tells of a failed write once, to whoever asks first. So flushes go one at a time, and after a
-    // failed one there is no good one any more (D2).
+    // After a failed flush there is no good one any more (D2): the host tells of a write that it lost once, to whoever asks first, and a
+    // disk that has refused a flush may carry out the next with nothing left to write. So a flush counts only when no other one had
+    // failed, nor was under way and fails: of several at once each waits for the others. Through the page cache they go one at a time.
     private let flushing = Lock()
     private var isBroken = false
+    /// Those under way, numbered as they began.
+    private var underWay: [UInt64] = []
+    private var begun: UInt64 = 0
 
     public enum Access: Sendable { case readOnly, readWrite }
 
@@ -149,14 +153,32 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     }
 
     public func flush() throws(DeviceError) {
-        if isDirect { return try synchronize() }
-        try flushing.withLock { () throws(DeviceError) in
-            guard !isBroken else { throw DeviceError(.flush, errno: EIO, "\(name): flush: an earlier one failed") }
-            do throws(DeviceError) { try synchronize() } catch {
-                isBroken = true
-                throw error
-            }
-        }
+        flushing.lock()
+        defer { flushing.unlock() }
+        while !isDirect && !underWay.isEmpty { flushing.wait() }
+        try expectWhole()
+        begun += 1
+        let number = begun
+        underWay.append(number)
+        flushing.unlock()
+        let failed: DeviceError?
+        do throws(DeviceError) {
+            try synchronize()
+            failed = nil
+        } catch { failed = error }
+        flushing.lock()
+        underWay.removeAll { $0 == number }
+        isBroken = isBroken || failed != nil
+        flushing.broadcast()
+        if let failed { throw failed }
+        // Not those that begin from here on.
+        let last = begun
+        while !isBroken && underWay.contains(where: { $0 <= last }) { flushing.wait() }
+        try expectWhole()
+    }
+
+    private func expectWhole() throws(DeviceError) {
+        guard !isBroken else { throw DeviceError(.flush, errno: EIO, "\(name): flush: an earlier one failed") }
     }
 
     private func synchronize() throws(DeviceError) {

@@ -5,7 +5,8 @@
 //                  └──► each pending write is kept, dropped, or torn at 512-byte sectors, independently of the others
 //
 // (F1) Reads see pending writes. (F2) After `crash` the disk is a new one; whoever holds the old one can write to it, but nobody
-// will read that. (F3) From the moment `failsAfter` names, writes and flushes fail. (F4) With `hostRoom` set the disk is thin:
+// will read that. (F3) From the moment `failsAfter` names, writes and flushes fail; and with `forgets` set the flush that fails takes with
+// it what it should have made durable, as a host does that has marked the pages as clean. (F4) With `hostRoom` set the disk is thin:
 // every block that is provided or written for the first time takes one of the host's, and when it has none left both
 // are refused with ENOSPC.
 
@@ -40,6 +41,7 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
     public private(set) var flushes = 0
     /// Number of the operation from which on writes and flushes fail.
     public var failsAfter = Int.max
+    public var forgets = false
     /// Blocks that cannot be read.
     public var unreadable: Set<UInt64> = []
     /// Blocks that the host still has to give; nil: as many as the disk has.
@@ -107,7 +109,13 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
         try lock.withLock { () throws(DeviceError) in
             operations += 1
             flushes += 1
-            guard operations <= failsAfter else { throw DeviceError(.flush, errno: EIO, "\(name): flush") }
+            guard operations <= failsAfter else {
+                if forgets {
+                    pending.removeAll()
+                    newest.removeAll()
+                }
+                throw DeviceError(.flush, errno: EIO, "\(name): flush")
+            }
             for (block, bytes) in newest { durable[block] = bytes }
             newest.removeAll(keepingCapacity: true)
             pending.removeAll(keepingCapacity: true)

@@ -472,7 +472,11 @@ extension View {
     func readBlock(
         _ home: BlockNumber, crc: UInt32, _ inode: InodeNumber, _ fileBlock: UInt64, into bytes: RawBytes
     ) throws(ViewError) {
-        do throws(DeviceError) { try device.read(home, into: bytes) } catch { throw .device(error) }
+        do throws(DeviceError) { try device.read(home, into: bytes) } catch {
+            throw .device(
+                DeviceError(
+                    .read, errno: error.errno, "\(error.description) (inode \(inode), offset \(fileBlock << UInt64(blockShift)))"))
+        }
         let sum = bytes.crc32c()
         guard sum == crc else {
             throw .damaged(

@@ -92,6 +92,10 @@ extension Volume {
     /// Gives an attribute's value to `body`.
     public func xattr<R>(_ inode: InodeNumber, _ name: RawBytes, _ body: (RawBytes) -> R) throws(OperationError) -> R {
         let value = try operate { () throws(ViewError) in
+            if inode == .root, VolumeFailure.attributeBytes.withRawBytes({ $0.equals(name) }) {
+                guard let failed else { throw .refused(.noAttribute) }
+                return failed.encoded
+            }
             _ = try accessControlKind(name)
             return try view.xattrValue(inode, name)
         }
@@ -122,6 +126,8 @@ extension Volume {
             }
             guard name.count > space.rawValue.utf8.count else { throw .refused(.invalid) }
             let old = try view.xattr(inode, name)
+            if let old { try view.bringInPieces(old.item.pieces) }
+            if value.count > XattrItem.inlineValue { try view.bringInNew(InodeNumber(view.nextInode)) }
             if old != nil && create { throw .refused(.exists) }
             if old == nil && replace { throw .refused(.noAttribute) }
             let offset: UInt64
@@ -136,6 +142,7 @@ extension Volume {
             let item = try view.attributes(inode).item
             if let kind = try accessControlKind(name) { return try removeAccessControlList(inode, item, kind, caller) }
             guard item.xattrs > 0, let old = try view.xattr(inode, name) else { throw .refused(.noAttribute) }
+            try view.bringInPieces(old.item.pieces)
             let empty: [UInt8] = []
             try empty.withRawBytes { (none) throws(ViewError) in
                 try performXattr(.removexattr, inode, old.offset, name, none, caller, time: now())

@@ -91,6 +91,7 @@ extension Volume {
             last = try first + boundedByExtents(destination, target, last - min(first, last))
             let pieces = try piecesToShare(source, first, last, target: target)
             guard let final = pieces.last else { return 0 }
+            try view.bringInExtents(destination, from: target, to: final.fileBlock + final.blocks)
             let count = min((final.fileBlock + final.blocks - target) << UInt64(blockShift), end - from)
             try performClone(
                 pieces, source, from, destination, to, count, size: max(item.length, to + count),

@@ -53,13 +53,14 @@ extension Volume {
             let stop = failed != nil || failureText != nil
             if !stop {
                 unflushedBlocks = 0
+                view.pages.beginRound()
                 lock.unlock()
                 do throws(DeviceError) { try device.flush() } catch { failed = error }
                 lock.lock()
             }
-            if let failed { fail("\(failed.description); nothing since sequence \(durable) is certain to be on the medium") }
+            if let failed { fail(failed.description) }
             if failureText == nil {
-                view.pages.written(slots)
+                view.pages.flushed(slots)
                 durable = frame.header.last
                 journal!.recycle(frame)
             }

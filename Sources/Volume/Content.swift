@@ -123,7 +123,11 @@ extension View {
                 for index in first..<blocks { try bounce(plan, piece, index, buffer) }
                 continue
             }
-            do throws(DeviceError) { try device.read(piece.home + UInt64(first), into: target) } catch { throw .device(error) }
+            do throws(DeviceError) { try device.read(piece.home + UInt64(first), into: target) } catch {
+                // Which of them it is.
+                for index in first..<blocks { try bounce(plan, piece, index, buffer) }
+                continue
+            }
             for index in first..<blocks {
                 let sum = target.slice((index - first) << blockShift, blockSize).crc32c()
                 guard sum == plan.crcs[piece.firstCRC + index] else { throw mismatch(plan, piece, index, sum) }
@@ -139,7 +143,10 @@ extension View {
 
     private func bounce(_ plan: ReadPlan, _ piece: ReadPlan.Piece, _ index: Int, _ buffer: RawBytes) throws(ViewError) {
         let page = plan.bounce.bytes
-        do throws(DeviceError) { try device.read(piece.home + UInt64(index), into: page) } catch { throw .device(error) }
+        do throws(DeviceError) { try device.read(piece.home + UInt64(index), into: page) } catch {
+            let offset = (piece.fileBlock + UInt64(index)) << UInt64(blockShift)
+            throw .device(DeviceError(.read, errno: error.errno, "\(error.description) (inode \(plan.inode), offset \(offset))"))
+        }
         let sum = page.crc32c()
         guard sum == plan.crcs[piece.firstCRC + index] else { throw mismatch(plan, piece, index, sum) }
         let place = piece.destination + index << blockShift

@@ -72,7 +72,7 @@ extension Volume {
             } catch {
                 // The block may have been given up and used again since it was planned; a fresh plan tells.
                 if attempt == 0, case .damaged = error { continue }
-                throw lock.withLock { report(error) }
+                throw lock.withLock { report(error, inode) }
             }
         }
         return 0
@@ -134,6 +134,8 @@ extension Volume {
             plan.runs.removeAll(keepingCapacity: true)
             plan.patches.removeAll(keepingCapacity: true)
             try planEdges(plan, inode, item, offset, data)
+            try view.bringInExtents(
+                inode, from: offset >> UInt64(blockShift), to: (offset + UInt64(data.count) + UInt64(blockSize) - 1) >> UInt64(blockShift))
             try placeRuns(plan, inode)
             let size = max(item.length, offset + UInt64(data.count))
             let mode = killPrivileges ? withoutPrivileges(item.mode, item, caller) : item.mode
@@ -395,6 +397,8 @@ extension Volume {
                     try planPart(plan, inode, size >> UInt64(blockShift), within, zeros.bytes.from(within))
                 }
                 trim = try !planHole(&extra, inode, from: floor)
+                if trim { try view.bringInOrphan(inode) }
+                try view.bringInExtents(inode, from: size >> UInt64(blockShift), to: floor)
             }
             try placeRuns(plan, inode)
             try performContent(
@@ -491,6 +495,8 @@ extension Volume {
             }
             let first = punch || zero ? (offset + mask) >> UInt64(blockShift) : offset >> UInt64(blockShift)
             let last = punch || zero ? end >> UInt64(blockShift) : (end + mask) >> UInt64(blockShift)
+            try view.bringInExtents(
+                inode, from: offset >> UInt64(blockShift), to: (end + mask) >> UInt64(blockShift), unwritten: true)
             func tooScattered() -> Bool {
                 giveBack(plan)
                 for run in taken { try? space!.map.release(run) }

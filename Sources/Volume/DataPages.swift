@@ -7,6 +7,7 @@
 //      meanwhile: history may need it.
 // (G2) An unposted page is changed only while its extent has that home; once frozen, a further patch takes a new home.
 // (G3) An unposted page whose home is given up is dropped: views of that time rebuild it from the records.
+// (G4) After a failed flush the clean pages written since the last good one may be the only copy: from there on they stay.
 
 public import Format
 public import Memory
@@ -17,10 +18,15 @@ public final class DataPages: @unchecked Sendable {
     public private(set) var dirty: [PageSlot] = []
     public private(set) var unposted = 0
 
-    // In the cache's tag word, below the CRC.
+    // In the cache's tag word, below the CRC; and of a clean page above them the round in which it was written, 0 when that is of no
+    // concern.
     private static let flagDirty: UInt64 = 1
     private static let flagUnposted: UInt64 = 2
     private static let flagPosting: UInt64 = 4
+    private static let rounds: UInt64 = 1 << 29
+    private func round(_ slot: PageSlot) -> UInt64 { cache.tag(slot) >> 3 & (Self.rounds - 1) }
+    /// One for each flush that was begun for data.
+    private var round: UInt64 = 1
 
     public init(limit: Int) { cache = PageCache(limit: limit) }
 
@@ -116,8 +122,31 @@ public final class DataPages: @unchecked Sendable {
         return dirty
     }
 
+    /// The pages are at home, but only the next flush makes that certain.
     public func written(_ slots: [PageSlot]) {
+        for slot in slots {
+            cache.setTag(slot, UInt64(crc(slot)) << 32 | round << 3)
+            cache.setEvictable(slot, true)
+        }
+    }
+
+    /// The pages are at home, and flushed.
+    public func flushed(_ slots: [PageSlot]) {
         for slot in slots { markClean(slot) }
+    }
+
+    /// A flush begins: what is written from now on is another one's.
+    public func beginRound() { round = round % (Self.rounds - 1) + 1 }
+
+    /// A flush has failed, or never will be: what was written since the last good one is kept (G4).
+    public func keepUnflushed() {
+        // The failed round, and the one begun since.
+        let before = round == 1 ? Self.rounds - 1 : round - 1
+        for index in 0..<cache.high {
+            let slot = PageSlot(UInt32(index))
+            guard cache.isUsed(slot), cache.block(slot) != nil, flags(slot) == 0 else { continue }
+            if self.round(slot) == round || self.round(slot) == before { cache.setEvictable(slot, false) }
+        }
     }
 
     /// Unposted pages become the checkpoint's to post.

@@ -175,6 +175,12 @@ extension Volume {
                 if from == floor { break }
             }
             if complete { from = floor }
+            if goes && complete {
+                try view.bringInRest(inode, item)
+            } else {
+                try view.bringInOrphan(inode)
+                try view.bringInExtents(inode, from: from, to: from)
+            }
             entries.append((inode, from, complete ? (goes ? .remove : .trimmed) : .partly, item.links))
             guard complete else { break }
             finished += 1

@@ -84,6 +84,7 @@ extension Volume {
             guard view.nextInode < Limit.inode else { throw .refused(.noSpace) }
             let entry = try view.freeOffset(parent, .entry, name)
             let inode = InodeNumber(view.nextInode)
+            try view.bringInNew(inode)
             var mode = mode
             var group = caller.gid
             if directory.mode & 0o2000 != 0 {
@@ -122,6 +123,8 @@ extension Volume {
             guard parent.links > 0 else { throw .refused(.notFound) }
             guard view.nextInode < Limit.inode else { throw .refused(.noSpace) }
             let inode = InodeNumber(view.nextInode)
+            try view.bringInNew(inode)
+            try view.bringInOrphan(inode)
             let group = parent.mode & 0o2000 != 0 ? parent.gid : caller.gid
             var mode = mode
             let inherited = try inherit(directory, parent, &mode, caller)
@@ -157,6 +160,7 @@ extension Volume {
             // The kernel lets only O_TMPFILE's files have a name again: of others the last name stays gone.
             _ = try checkAbsent(parent, name)
             let entry = try view.freeOffset(parent, .entry, name)
+            if item.links == 0 { try view.bringInOrphan(inode) }
             try perform(.link, payload: NamePayload.fixed + name.count, caller, time: now()) { bytes in
                 NamePayload.store(bytes, parent: parent, entry: entry, inode: inode, name: name)
             }
@@ -172,6 +176,7 @@ extension Volume {
         try mutate(deletes: true) { () throws(ViewError) in
             let (entry, item) = try existing(parent, name)
             if item.isDirectory { throw .refused(.isDirectory) }
+            if item.links == 1 { try view.bringInOrphan(entry.inode) }
             try perform(.unlink, payload: NamePayload.fixed + name.count, caller, time: now()) { bytes in
                 NamePayload.store(bytes, parent: parent, entry: entry.offset, inode: entry.inode, name: name)
             }
@@ -186,6 +191,7 @@ extension Volume {
             let (entry, item) = try existing(parent, name)
             guard item.isDirectory else { throw .refused(.notDirectory) }
             guard item.length == 0 else { throw .refused(.notEmpty) }
+            try view.bringInOrphan(entry.inode)
             try perform(.rmdir, payload: NamePayload.fixed + name.count, caller, time: now()) { bytes in
                 NamePayload.store(bytes, parent: parent, entry: entry.offset, inode: entry.inode, name: name)
             }
@@ -255,6 +261,8 @@ extension Volume {
             if let target { newEntry = target.offset } else { newEntry = try view.freeOffset(newParent, .entry, newName) }
             guard view.nextInode < Limit.inode else { throw .refused(.noSpace) }
             let whiteout = flags & RenameFlags.whiteout != 0 ? InodeNumber(view.nextInode) : .none
+            if whiteout != .none { try view.bringInNew(whiteout) }
+            if lastLink { try view.bringInOrphan(other) }
             try perform(
                 .rename, payload: RenamePayload.fixed + name.count + newName.count, caller, time: now()
             ) { bytes in

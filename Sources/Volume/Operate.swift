@@ -191,17 +191,19 @@ extension Volume {
             } catch { outcome = error }
             lock.lock()
             guard space?.releases == releases else { return }
-            if let outcome { throw report(outcome) }
+            if let outcome { throw report(outcome, inode) }
             view.pages.addClean(home: home, crc: crc, buffer.bytes)
         default:
             throw report(error)
         }
     }
 
-    /// Tells the log of anything that is not an ordinary refusal.
-    func report(_ error: ViewError) -> OperationError {
+    /// Tells the log of anything that is not an ordinary refusal. With the lock held. `inode`: whose data it was.
+    func report(_ error: ViewError, _ inode: InodeNumber? = nil) -> OperationError {
         if case .refused(let refusal) = error { return refusal }
-        onEvent(.warning("input/output error: \(error.text)"))
+        // Where the way to it lies in memory, as it mostly does for what is being read.
+        let path = inode.flatMap { (try? view.path($0)) ?? nil }
+        onEvent(.warning("input/output error: \(path.map { String(decoding: $0, as: UTF8.self) + ": " } ?? "")\(error.text)"))
         return error.operationError
     }
 

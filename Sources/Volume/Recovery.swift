@@ -227,11 +227,11 @@ extension Volume {
     /// Stops the threads and, read-write, writes a clean checkpoint. Operations must have ended.
     public func close() throws(OperationError) {
         guard journal != nil else { return }
-        // References end with the mount. What they held goes while the threads that make room for it are still there.
+        // References end with the mount. (A volume that has failed keeps what they held to the next one.) What they held goes while the threads that make room for it are still there.
         let rest = lock.withLock {
             references.removeAll()
             reclaimable.removeAll()
-            return Array(orphans)
+            return failureText == nil ? Array(orphans) : []
         }
         do throws(OperationError) { try reclaim(rest) } catch {
             // The next mount tries again.

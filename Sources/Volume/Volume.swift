@@ -40,6 +40,8 @@ public final class Volume: @unchecked Sendable {
 
     /// Why the volume is read-only for good.
     var failureText: String?
+    /// The same, and since when.
+    var failed: VolumeFailure?
     /// The newest slot as written, and which it is.
     var superblock: Superblock
     var newestSlot: Int
@@ -135,11 +137,18 @@ public final class Volume: @unchecked Sendable {
     /// Last record that is durable.
     public var committedSequence: SequenceNumber { lock.withLock { journal == nil ? view.sequence : durable } }
 
-    /// Ends all writing (invariant 2). With the lock held.
+    /// Why and since when the volume is read-only, if it turned so.
+    public var failureDetails: VolumeFailure? { lock.withLock { failed } }
+
+    /// Ends all writing (invariant 2). With the lock held. What is in memory stays there and can be read: dirty and unposted pages, and
+    /// nodes, are no less pinned than before, and what was written and not flushed is from now on.
     func fail(_ why: String) {
         guard failureText == nil else { return }
         failureText = why
-        onEvent(.failure("the filesystem is now read-only: \(why)"))
+        let failure = VolumeFailure(cause: why, time: now(), durable: durable)
+        failed = failure
+        view.pages.keepUnflushed()
+        onEvent(.failure("the filesystem is now read-only, and certain to be on the medium up to sequence \(durable): \(why)"))
         lock.broadcast()
     }
 
@@ -165,6 +174,34 @@ public final class Volume: @unchecked Sendable {
             result.freeInodes = result.free
             return result
         }
+    }
+}
+
+/// Why a volume has turned read-only.
+public struct VolumeFailure: Sendable, Equatable {
+    public let cause: String
+    public let time: Timestamp
+    /// Last record that is certain to be on the medium.
+    public let durable: SequenceNumber
+
+    public init(cause: String, time: Timestamp, durable: SequenceNumber) {
+        self.cause = cause
+        self.time = time
+        self.durable = durable
+    }
+
+    /// What the root directory tells of it under this name (getxattr(2)), which no listing shows: time, sequence, cause. Absent (ENODATA)
+    /// while all is well.
+    public static let attribute = "system.daybook.failure"
+    static let attributeBytes = Array(attribute.utf8)
+
+    var encoded: [UInt8] { Array("\(time.nanoseconds) \(durable) \(cause)".utf8) }
+
+    /// From the attribute's value.
+    public init?(_ value: [UInt8]) {
+        let words = String(decoding: value, as: UTF8.self).split(separator: " ", maxSplits: 2)
+        guard words.count == 3, let time = Int64(words[0]), let durable = UInt64(words[1]) else { return nil }
+        self.init(cause: String(words[2]), time: Timestamp(nanoseconds: time), durable: SequenceNumber(durable))
     }
 }
 

@@ -18,7 +18,7 @@ struct Daybook: ParsableCommand {
         version: version,
         subcommands: [
             MkfsCommand.self, MountCommand.self, FsckCommand.self, LogCommand.self, ShowCommand.self, StatCommand.self, DigestCommand.self,
-            SyncCommand.self,
+            SyncCommand.self, ScrubCommand.self,
         ])
 }
 

@@ -7,6 +7,7 @@
 // checkpoint on, tree, data and journal are whole for as long as the pin is held. What has no history (superblock slots, space tree)
 // may be replaced between two reads; then a checksum or an identity does not fit, and reading starts over from the superblock.
 
+import CSupport
 import Device
 import Format
 import Glibc
@@ -59,6 +60,15 @@ final class ImageSource {
         close(descriptor)
     }
 
+    /// Makes durable what was done in the mount so far; false where there is none, or it cannot be.
+    func commit() -> Bool {
+        guard let mount else { return false }
+        let descriptor = open(mount.mountpoint, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard descriptor >= 0 else { return false }
+        defer { close(descriptor) }
+        return fsync(descriptor) == 0
+    }
+
     private static func daybookHolding(_ path: String) -> MountedFilesystem? {
         MountedFilesystem.holding(path).flatMap { $0.isDaybook ? $0 : nil }
     }
@@ -78,6 +88,14 @@ final class ImageSource {
 
     /// Where this image is mounted, as far as can be seen from here.
     var mounts: [MountedFilesystem] { MountedFilesystem.all().filter { $0.isDaybook && $0.source == path } }
+
+    /// Why and since when the mount that the argument lies in is read-only, if its device failed. Only its daemon knows.
+    var failure: VolumeFailure? {
+        guard let mount else { return nil }
+        var value = [UInt8](repeating: 0, count: 4096)
+        let count = daybook_get_xattr(mount.mountpoint, VolumeFailure.attribute, &value, value.count)
+        return count > 0 ? VolumeFailure(Array(value.prefix(count))) : nil
+    }
 
     // MARK: reading a moving image
 

@@ -22,18 +22,23 @@ struct StatCommand: ParsableCommand {
     func run() throws {
         let source = try ImageSource(image)
         let isLive = source.isLive
+        let failure = source.failure
+        // First of all, and whether or not the image itself can be read any more.
+        if let failure {
+            printError("daybook stat: \(shown(Array(source.path.utf8))): read-only since \(failure.time.local): \(failure.cause)")
+        }
         let facts = try source.pinned({ (image) throws(OpenError) in image.superblock.checkpoint }, { (image, _) throws(OpenError) in
             try FilesystemFacts(image, isLive: isLive)
         })
         let output = Output()
         if json {
-            try output.line(facts.json(source, isLive: isLive))
+            try output.line(facts.json(source, isLive: isLive, failure))
         } else {
-            try facts.write(source, isLive: isLive, output)
+            try facts.write(source, isLive: isLive, failure, output)
         }
         try output.flush()
         for damage in facts.damage { printError("daybook stat: \(damage)") }
-        if !facts.damage.isEmpty { throw ExitCode(1) }
+        if failure != nil || !facts.damage.isEmpty { throw ExitCode(1) }
     }
 }
 
@@ -115,7 +120,8 @@ private struct FilesystemFacts {
             + tail.frames * ReplayCost.nanosecondsPerFrame
     }
 
-    private func state(isLive: Bool) -> String {
+    private func state(isLive: Bool, _ failure: VolumeFailure?) -> String {
+        if failure != nil { return "failed" }
         if superblock.flags & Superblock.flagDamaged != 0 || !damage.isEmpty { return "damaged" }
         if isLive { return "in use" }
         return superblock.isClean && tail?.records == 0 ? "clean" : "unclean"
@@ -138,7 +144,7 @@ private struct FilesystemFacts {
 
     // MARK: text
 
-    func write(_ source: ImageSource, isLive: Bool, _ output: Output) throws(CommandError) {
+    func write(_ source: ImageSource, isLive: Bool, _ failure: VolumeFailure?, _ output: Output) throws(CommandError) {
         func field(_ name: String, _ value: String) throws(CommandError) {
             try output.line(rightPadded(name, 18) + value)
         }
@@ -151,7 +157,11 @@ private struct FilesystemFacts {
         try field("size", blocks(superblock.blockCount))
         try field("created", superblock.created.local)
         let holders = source.mounts.map { "mounted on " + shown(Array($0.mountpoint.utf8)) }
-        try field("state", ([stateText(isLive)] + holders).joined(separator: ", "))
+        try field("state", ([stateText(isLive, failure)] + holders).joined(separator: ", "))
+        if let failure {
+            try field("failed", "\(failure.time.local): \(failure.cause)")
+            try field("durable", "up to sequence \(failure.durable); what was done after it can be read until it is unmounted, and then is lost")
+        }
         try field("superblock", "slot \(image.newestSlot), written \(superblock.written.local)")
         for slot in image.slots.indices { try field("  slot \(slot)", slotText(slot)) }
 
@@ -177,8 +187,9 @@ private struct FilesystemFacts {
         try field("epoch", "\(superblock.epoch)" + (superblock.cut.epoch == 0 ? "" : "; epoch \(superblock.cut.epoch) was cut after sequence \(SequenceNumber(superblock.cut.next.value - 1))"))
     }
 
-    private func stateText(_ isLive: Bool) -> String {
-        switch state(isLive: isLive) {
+    private func stateText(_ isLive: Bool, _ failure: VolumeFailure?) -> String {
+        switch state(isLive: isLive, failure) {
+        case "failed": "failed: read-only until it is unmounted and mounted again"
         case "unclean": "unclean: the journal will be replayed"
         case "damaged": "damaged: run fsck.daybook"
         case let other: other
@@ -189,7 +200,7 @@ private struct FilesystemFacts {
 
     // MARK: JSON
 
-    func json(_ source: ImageSource, isLive: Bool) -> String {
+    func json(_ source: ImageSource, isLive: Bool, _ failure: VolumeFailure?) -> String {
         var object = JSONObject()
         object.add("image", bytes: Array(source.path.utf8))
         object.add("label", superblock.label)
@@ -199,7 +210,14 @@ private struct FilesystemFacts {
         object.add("blocks", superblock.blockCount)
         object.add("created", superblock.created.rfc3339)
         object.add("written", superblock.written.rfc3339)
-        object.add("state", state(isLive: isLive))
+        object.add("state", state(isLive: isLive, failure))
+        if let failure {
+            var inner = JSONObject()
+            inner.add("cause", failure.cause)
+            inner.add("time", failure.time.rfc3339)
+            inner.add("durable_sequence", failure.durable.value)
+            object.add("failure", inner)
+        }
         object.add("clean", superblock.isClean)
         object.add("mounted_on", raw: "[" + source.mounts.map { mount in
             var inner = JSONObject()
