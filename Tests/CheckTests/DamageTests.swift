@@ -11,7 +11,7 @@ import Testing
 import Volume
 
 /// Files, directories, links, attributes, several epochs, thirty checkpoints with history between them.
-private let baseImage: SimulatedDisk = {
+let baseImage: SimulatedDisk = {
     do {
         let disk = try makeDisk()
         var volume = try openVolume(disk)
@@ -71,7 +71,7 @@ struct Planting: Sendable, CustomTestStringConvertible {
     }
 }
 
-private let plantings: [Planting] = [
+let plantings: [Planting] = [
     Planting(.slotDamaged) { $0.spoil(Superblock.slots[1 - $0.slot], at: 300) },
     Planting(.identityDamaged) { $0.spoil(BlockNumber($0.superblock.blockCount - 1)) },
     Planting(.identityDiffers) {
