@@ -385,7 +385,10 @@ final class Mend {
         guard (extent.start.value..<extent.start.value + count).allSatisfy({ !structure.contains($0) }) else {
             return remove("an extent whose blocks are the filesystem's own")
         }
-        if extent.birth > sequence { births.append(key) }
+        if extent.birth > sequence {
+            say("an extent was to be born later than its checkpoint", inode, isLoss: false)
+            births.append(key)
+        }
         extents += 1
         blocks += count
         extentEnd = key.low + count
@@ -616,6 +619,7 @@ final class Mend {
             // Of a file that has names it may say that its end is to be trimmed; of others it says nothing.
             if nodes[at].names > 0 && nodes[at].kind != FileKind.regular.rawValue { goneOrphans.append(number) }
         }
+        for number in goneOrphans { say("it is no longer noted as a file without a name", number, isLoss: false) }
         nextInode = max(nextInode, highest + 1)
     }
 
@@ -632,13 +636,13 @@ final class Mend {
         }
         let parent: (UInt64, UInt64) = isRoot ? (1, node.parentEntry) : node.names > 0 ? (node.nameDirectory, node.nameOffset) : (0, 0)
         let isRight = isRoot ? node.parent == 1 : node.names > 0 ? node.hintMet || (!node.isDirectory && node.parent == 0 && !node.isNew) : node.parent == 0
-        if !isRight {
+        if !isRight && !node.isNew { say("the place that it notes of its name is put right", node.number, isLoss: false) }
+        if !isRight || node.isNew {
             update(node.number) {
                 $0.parent = InodeNumber(parent.0)
                 $0.parentEntry = parent.1
             }
         }
-        if node.isNew && updates[node.number] == nil { updates[node.number] = [] }
     }
 
     // MARK: 6 writing
@@ -674,6 +678,12 @@ final class Mend {
     /// The checkpoint's numbers as they are now.
     func counted(_ item: CheckpointItem) -> CheckpointItem {
         var item = item
+        func tell(_ what: String, _ old: UInt64, _ new: UInt64) {
+            if old != new { say("\(what): \(new), not \(old)", isLoss: false) }
+        }
+        tell("inodes", item.inodes, UInt64(nodes.count))
+        tell("data blocks", item.dataBlocks, dataBlocks)
+        tell("the next inode number", item.nextInode, nextInode)
         item.inodes = UInt64(nodes.count)
         item.dataBlocks = dataBlocks
         item.nextInode = nextInode

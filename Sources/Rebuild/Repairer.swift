@@ -441,8 +441,8 @@ public final class Repairer {
         var blocks: [BlockNumber] = []
         for _ in 0..<frozen.count { blocks.append(try builder.pick()) }
         try frozen.write(tree, to: blocks, birth: item.sequence) { (block, bytes) throws(DeviceError) in try overlay.write(block, bytes) }
-        lines += mend.report()
         item = mend.counted(item)
+        lines += mend.report()
         item.root = frozen.sealedRoot
         item.rootLevel = frozen.level
         superblock.checkpoint = item
