@@ -1,5 +1,5 @@
-// OverlayDevice: another device with the writes kept in memory, for whoever wants to see what recovery would make of an image
-// without touching it (`fsck -n`) and for tests.
+// OverlayDevice: another device with the writes kept in memory, for whoever wants to see what recovery or a repair would make of an
+// image without touching it (`fsck`, which may write them out later: Rebuild/Changes) and for tests.
 //
 //   write ──► blocks here          read ◄── blocks here, else the device below
 //
@@ -30,6 +30,8 @@ public final class OverlayDevice: BlockDevice, @unchecked Sendable {
 
     /// Blocks that were written.
     public var written: Int { lock.withLock { blocks.count } }
+    /// Their numbers, ascending.
+    public var writtenBlocks: [UInt64] { lock.withLock { blocks.keys.sorted() } }
 
     public func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
         let count = UInt64(bytes.count >> blockShift)
@@ -85,4 +87,15 @@ public final class OverlayDevice: BlockDevice, @unchecked Sendable {
     }
 
     public func flush() throws(DeviceError) {}
+
+    /// Another overlay of the same device, with the same blocks written.
+    public func copy() throws(DeviceError) -> OverlayDevice {
+        let other = OverlayDevice(below, limit: limit)
+        let page = AlignedBuffer(count: blockSize)
+        for number in writtenBlocks {
+            try read(BlockNumber(number), into: page.bytes)
+            try other.write(BlockNumber(number), page.bytes)
+        }
+        return other
+    }
 }

@@ -152,7 +152,8 @@ extension Volume {
             replay.onRecord = { (record) throws(ViewError) in
                 for run in view.claimed { try claim(space, BlockRun(start: run.start, count: run.count), .data) }
                 view.claimed.removeAll(keepingCapacity: true)
-                if record.type == .horizon {
+                // One that the space state knows of already has nothing left to give up: fsck begins a replay at an older checkpoint.
+                if record.type == .horizon, SequenceNumber(record.payload.u64(at: 0)) > moved {
                     moved = SequenceNumber(record.payload.u64(at: 0))
                     do throws(Space.Failure) { _ = try space.moveHorizon(to: moved, lock: lock) } catch {
                         throw .damaged("record \(record.sequence) (horizon): \(error)")
