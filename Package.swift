@@ -60,6 +60,15 @@ let package = Package(
             name: "daybook-explore",
             dependencies: ["Exploration", .product(name: "ArgumentParser", package: "swift-argument-parser")],
             swiftSettings: strict),
+        .target(
+            name: "Fuzzing",
+            dependencies: ["Check", "Digest", "Volume", "Space", "Journal", "Device", "Format", "Memory", "CSupport"], swiftSettings: strict),
+        .executableTarget(
+            name: "daybook-fuzz",
+            dependencies: ["Fuzzing", "Memory", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            swiftSettings: strict),
+        .testTarget(
+            name: "FuzzingTests", dependencies: ["Fuzzing", "Check", "Volume", "Device", "Format", "Memory"], exclude: ["corpus.txt"]),
         .testTarget(name: "ExplorationTests", dependencies: ["Exploration", "Volume", "Device", "Format", "Memory"]),
         .target(name: "TestSupport", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
         .target(name: "CTestSupport", path: "Tests/CTestSupport"),

@@ -16,7 +16,7 @@ extension Checker {
                 continue
             }
             do throws(FormatError) {
-                try Region.validate(page.bytes, region: number, item: item, id: superblock.id)
+                try Region.validate(page.bytes, region: number, item: item, id: superblock.id, blockCount: superblock.blockCount)
             } catch {
                 found(.bitmapDamaged, error.description, block: item.bitmap)
                 continue

@@ -336,7 +336,8 @@ public final class Scrubber {
 
     // MARK: data
 
-    private let buffer = AlignedBuffer(count: Segment.maximumRun << blockShift)
+    private static let batch: UInt64 = 256
+    private let buffer = AlignedBuffer(count: Int(batch) << blockShift)
 
     /// Reads the blocks that were not read before, and says of each run that is not what it should be where it begins and why.
     private func verify(_ start: BlockNumber, _ count: UInt64, crcs: RawBytes, _ body: (BlockNumber, UInt64, String) -> Void) {
@@ -348,7 +349,7 @@ public final class Scrubber {
         while at < end, !isCancelled() {
             guard let first = seenData.firstMissing(at, end - at) else { return }
             var stop = first + 1
-            while stop < end && !seenData.contains(stop) { stop += 1 }
+            while stop < min(end, first + Self.batch) && !seenData.contains(stop) { stop += 1 }
             seenData.insert(first, stop - first)
             report.dataBlocks += stop - first
             verifyRun(first, stop - first, crcs.slice(Int(first - start.value) * 4, Int(stop - first) * 4), body)
@@ -600,7 +601,7 @@ private final class SpacePass {
             if isCancelled() { throw Cancelled() }
             do throws(DeviceError) {
                 try device.read(item.bitmap, into: page.bytes)
-                do throws(FormatError) { try Region.validate(page.bytes, region: number, item: item, id: superblock.id) } catch {
+                do throws(FormatError) { try Region.validate(page.bytes, region: number, item: item, id: superblock.id, blockCount: superblock.blockCount) } catch {
                     found(item.bitmap, error.description)
                 }
             } catch { found(item.bitmap, "bitmap of region \(number): \(error.description)") }

@@ -114,6 +114,7 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     private static let nearby: UInt64 = 16
 
     public func write(_ block: BlockNumber, _ bytes: RawBytes) throws(DeviceError) {
+        try expectInside(block, UInt64(bytes.count >> blockShift))
         var done = 0
         while done < bytes.count {
             let count = pwrite(descriptor, bytes.pointer + done, bytes.count - done, off_t(block.value) << 12 + off_t(done))
@@ -123,7 +124,15 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
         }
     }
 
+    /// As for reading; and a file must not grow by what an image says.
+    private func expectInside(_ block: BlockNumber, _ count: UInt64) throws(DeviceError) {
+        guard block.value < blockCount, count <= blockCount - block.value else {
+            throw DeviceError(.write, errno: EIO, "\(name): writing \(block): behind the end of the image")
+        }
+    }
+
     public func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) {
+        try expectInside(block, UInt64(pages.count))
         var first = 0
         while first < pages.count {
             let batch = min(pages.count - first, 1024)  // IOV_MAX

@@ -30,7 +30,10 @@ public enum Region {
         return sum
     }
 
-    public static func validate(_ page: RawBytes, region: UInt64, item: RegionItem, id: FilesystemID) throws(FormatError) {
+    /// `blockCount`: of the filesystem. Nothing can live in a zone behind its end.
+    public static func validate(
+        _ page: RawBytes, region: UInt64, item: RegionItem, id: FilesystemID, blockCount: UInt64
+    ) throws(FormatError) {
         func fail(_ what: String) -> FormatError { FormatError("bitmap of region \(region) at \(item.bitmap): \(what)") }
         guard page.u32(at: 0) == magicBitmap else { throw fail("not a bitmap") }
         let sum = page.crc32c(skipping: 4)
@@ -38,7 +41,14 @@ public enum Region {
         guard page.u64(at: 8) == region, page.u64(at: 16) == item.bitmap.value,
             page.u64(at: 24) == id.high, page.u64(at: 32) == id.low
         else { throw fail("belongs elsewhere") }
+        let beyond = blockCount > region * UInt64(blocks) ? (blockCount - region * UInt64(blocks) + UInt64(zoneBlocks) - 1) / UInt64(zoneBlocks) : 0
+        for zone in 0..<zones where zoneClass(page, zone) != 0 {
+            guard zoneClass(page, zone) <= highestClass, zone < beyond else { throw fail("zone \(zone) is of class \(zoneClass(page, zone))") }
+        }
     }
+
+    /// Of a zone: 0 empty, 1 journal, 2 nodes, 3 data, 4 space state.
+    static let highestClass: UInt8 = 4
 
     public static func zoneClass(_ page: RawBytes, _ zone: Int) -> UInt8 { page.u8(at: classes + zone) }
     public static func setZoneClass(_ page: RawBytes, _ zone: Int, _ value: UInt8) { page.set(u8: value, at: classes + zone) }

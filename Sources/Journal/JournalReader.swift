@@ -130,7 +130,11 @@ public final class JournalReader {
         guard chunk.value > 0, chunk.value < device.blockCount, device.blockCount - chunk.value >= UInt64(chunkBlocks) else { return nil }
         let buffer = AlignedBuffer(count: blockSize)
         do throws(DeviceError) { try device.read(chunk, into: buffer.bytes) } catch { throw .device(error) }
-        return ChunkHeader(buffer.bytes, at: chunk, id: id)
+        // Where it says the journal goes on something will be written: that has to be a place.
+        guard let header = ChunkHeader(buffer.bytes, at: chunk, id: id), header.successor.value >= Superblock.reservedBlocks,
+            header.successor.value < device.blockCount, device.blockCount - header.successor.value > UInt64(chunkBlocks)
+        else { return nil }
+        return header
     }
 
     /// The next frame, or nil at the end of the journal (then `end` says why).

@@ -107,7 +107,7 @@ public final class Space: @unchecked Sendable {
             guard item.bitmap.value < device.blockCount else { throw .damaged("bitmap of region \(region) lies outside") }
             do throws(DeviceError) { try device.read(item.bitmap, into: buffer.bytes) } catch { throw .device(error) }
             do throws(FormatError) {
-                try Region.validate(buffer.bytes, region: UInt64(region), item: item, id: superblock.id)
+                try Region.validate(buffer.bytes, region: UInt64(region), item: item, id: superblock.id, blockCount: superblock.blockCount)
             } catch { throw .damaged(error.description) }
             do throws(SpaceError) { try map.load(region: region, buffer.bytes) } catch { throw .damaged(error.description) }
         }

@@ -87,7 +87,7 @@ extension Space {
             let buffer = AlignedBuffer(count: blockSize)
             do throws(DeviceError) { try device.read(item.bitmap, into: buffer.bytes) } catch { throw .device(error) }
             do throws(FormatError) {
-                try Region.validate(buffer.bytes, region: UInt64(region), item: item, id: id)
+                try Region.validate(buffer.bytes, region: UInt64(region), item: item, id: id, blockCount: map.blockCount)
             } catch { throw .damaged(error.description) }
             frozen.bits[region] = RegionBits(buffer.bytes)
         }

@@ -80,6 +80,10 @@ extension Volume {
         var horizon = superblock.horizon
         let started = clock()
         let result = try replay(view, space, superblock.checkpoint, horizon: &horizon)
+        // The next frame may open it: nobody else's blocks.
+        guard (0..<space.chunkBlocks).allSatisfy({ space.map.isUsed(result.successor + $0) }) else {
+            throw OpenError(.damaged, "\(device.name): the journal's next chunk at \(result.successor) is not set aside for it")
+        }
         var torn = false
         if case .torn = result.end { torn = true }
         let unclean = !superblock.isClean || result.frames > 0 || torn
