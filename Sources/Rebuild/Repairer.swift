@@ -232,18 +232,24 @@ public final class Repairer {
             if let from, let outcome = try run("B", { try fromCheckpoint(survey, oldest: 0, from: from, lines: mended) }) { return outcome }
             if let from, from > 0, let outcome = try run("C", { try fromCheckpoint(survey, oldest: 0, from: 0, lines: mended) }) { return outcome }
         }
-        // D
-        for oldest in Set([survey.firstContinuous, newest]).sorted() {
-            guard let oldest = (oldest...max(oldest, newest)).first(where: { $0 <= newest && survey.candidates[$0].isWhole }),
-                let from = kept(from: oldest)
-            else { continue }
-            for from in Set([from, oldest]).sorted(by: >) {
-                if let outcome = try run("D \(oldest) \(from)", { try withoutHistory(survey, oldest: oldest, from: from, lines: mended) }) { return outcome }
+        // D, as long as it does not lead back behind the newest checkpoint: then what E loses is less.
+        func withoutHistory(stepsBack: Bool) throws -> RepairOutcome? {
+            for start in Set([survey.firstContinuous, newest]).sorted() where start <= newest {
+                guard let oldest = (start...newest).first(where: { survey.candidates[$0].isWhole }), let last = kept(from: oldest) else { continue }
+                for from in Set([last, oldest]).sorted(by: >) {
+                    let outcome = try run("D \(oldest) \(from)") {
+                        try self.withoutHistory(survey, oldest: oldest, from: from, stepsBack: stepsBack, lines: mended)
+                    }
+                    if let outcome { return outcome }
+                }
             }
+            return nil
         }
+        if let outcome = try withoutHistory(stepsBack: false) { return outcome }
         // E
         if let outcome = try run("E", { try withoutLostNodes(survey, lines: mended) }) { return outcome }
         // F
+        if let outcome = try withoutHistory(stepsBack: true) { return outcome }
         for at in survey.candidates.indices.reversed() where at < newest && survey.candidates[at].isWhole {
             if let outcome = try run("F \(at)", { try backTo(survey, at, lines: mended) }) { return outcome }
         }
@@ -326,17 +332,18 @@ public final class Repairer {
     }
 
     /// D: history before a gap is given up; records that cannot be replayed are cut off.
-    private func withoutHistory(_ survey: Survey, oldest: Int, from: Int, lines: [RepairLine]) throws -> (OverlayDevice, [RepairLine])? {
+    private func withoutHistory(_ survey: Survey, oldest: Int, from: Int, stepsBack: Bool, lines: [RepairLine]) throws -> (OverlayDevice, [RepairLine])? {
         var lines = lines
         if oldest > 0 { lines.append(lostHistory(survey, to: oldest)) }
         if survey.firstContinuous > survey.newest {
-            guard oldest == survey.newest else { return nil }
+            guard oldest == survey.newest, !stepsBack else { return nil }
             let survey = try restarted(survey)
             lines.append(restartedLine(survey))
             return try fromCheckpoint(survey, oldest: 0, from: 0, lines: lines)
         }
         guard oldest >= survey.firstContinuous else { return nil }
         let cut = try cut(survey, survey.device, survey.candidates[from].item)
+        guard (cut.map { $0.position.next <= survey.superblock.checkpoint.sequence } ?? false) == stepsBack else { return nil }
         if let cut { lines.append(lostRecords(cut)) }
         return try fromCheckpoint(survey, oldest: oldest, from: from, lines: lines, cut: cut?.position)
     }

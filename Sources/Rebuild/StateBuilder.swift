@@ -255,8 +255,4 @@ extension BlockSet {
         }
         return runs
     }
-
-    mutating func formUnion(_ other: BlockSet) {
-        for run in other.runs { insert(run.start.value, run.count) }
-    }
 }

@@ -181,6 +181,9 @@ private final class FsckSession {
         bar = ProgressLine(command.progress, path)
     }
 
+    /// File data: nothing else holds it.
+    private static let beyondRepair: Set<FindingCode> = [.dataDamaged, .tailNotZero]
+
     /// Whether this version may write to the filesystem at all.
     private var mayWrite = true
     private var mayRepair: Bool { mayWrite && (command.preen || command.repairAll) }
@@ -224,7 +227,7 @@ private final class FsckSession {
         }
         let report = try check(target)
         open.formUnion(report.counts.keys)
-        if open.isEmpty && mayRepair && slots.needsReplay {
+        if open.isSubset(of: Self.beyondRepair) && mayRepair && slots.needsReplay {
             _ = try replay(file, isTold: false)
             status |= FsckStatus.corrected
         }
@@ -352,7 +355,7 @@ private final class FsckSession {
 
     private func repair(_ open: inout Set<FindingCode>) throws(CommandError) {
         // What nothing can bring back needs no plan.
-        if open.isSubset(of: [.dataDamaged, .tailNotZero]) { return }
+        if open.isSubset(of: Self.beyondRepair) { return }
         let found = try findRepair()
         guard let found else {
             print("\(path): no way was found to put this right")
@@ -465,7 +468,7 @@ private final class FsckSession {
         }
         guard open.isEmpty else {
             status |= FsckStatus.uncorrected
-            if open.isSubset(of: [.dataDamaged, .tailNotZero]) {
+            if open.isSubset(of: Self.beyondRepair) {
                 print("\(path): what is damaged of file data cannot be brought back; reading it is an error, and all else is in order")
             } else if command.changeNothing || mayRepair {
                 print("\(path): errors were found and left as they are")
