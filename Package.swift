@@ -58,7 +58,7 @@ let package = Package(
             name: "Exploration", dependencies: ["Check", "Volume", "Device", "Format", "Memory"], swiftSettings: strict),
         .executableTarget(
             name: "daybook-explore",
-            dependencies: ["Exploration", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            dependencies: ["Device", "Exploration", .product(name: "ArgumentParser", package: "swift-argument-parser")],
             swiftSettings: strict),
         .target(
             name: "Fuzzing",

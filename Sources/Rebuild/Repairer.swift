@@ -143,7 +143,7 @@ public final class Repairer {
         try? walk.walk(slots.newest.spaceRoot, level: slots.newest.spaceLevel)
         for (number, item) in items where number < slots.newest.regions {
             guard (try? base.read(item.bitmap, into: page.bytes)) != nil,
-                (try? Region.validate(page.bytes, region: number, item: item, id: id)) != nil
+                (try? Region.validate(page.bytes, region: number, item: item, id: id, blockCount: slots.newest.blockCount)) != nil
             else { continue }
             let first = number * UInt64(Region.blocks)
             for word in 0..<Region.blocks / 64 {

@@ -26,19 +26,33 @@ extension Volume {
                 lock.wait()
                 continue
             }
-            if spareChunks.count < limits.spareChunks { refillChunks() }
-            if !reclaimable.isEmpty { _ = reclaimBatch() }
-            if checkpointWanted || checkpointForced || roomWanted > 0 {
-                checkpointWanted = false
-                let due = checkpointForced || view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
-                    || view.pages.unposted >= limits.unposted || view.unsettled >= limits.deadEntries
-                checkpointForced = false
-                if due { unlocked { try? checkpoint(clean: false) } }
-                if space!.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
-                continue
-            }
+            if keepHouse() { continue }
             if spareChunks.count < limits.spareChunks || reclaimable.isEmpty { _ = lock.wait(nanoseconds: 200_000_000) }
         }
+    }
+
+    /// One round of what is due. With the lock held; drops it. False when no checkpoint was wanted.
+    private func keepHouse() -> Bool {
+        if spareChunks.count < limits.spareChunks { refillChunks() }
+        if !reclaimable.isEmpty { _ = reclaimBatch() }
+        guard checkpointWanted || checkpointForced || roomWanted > 0 else { return false }
+        checkpointWanted = false
+        let due = checkpointForced || view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
+            || view.pages.unposted >= limits.unposted || view.unsettled >= limits.deadEntries
+        checkpointForced = false
+        if due { unlocked { try? checkpoint(clean: false) } }
+        if space!.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
+        return true
+    }
+
+    /// Waits for the threads; or, where there are none, does what they would. With the lock held; drops it.
+    func waitForThreads() {
+        guard isAlone else { return lock.wait() }
+        if commitWanted || writeBackWanted {
+            (commitWanted, writeBackWanted) = (false, false)
+            unlocked { try? commit() }
+        }
+        _ = keepHouse()
     }
 
     private func unlocked(_ body: () -> Void) {

@@ -207,6 +207,7 @@ extension Volume {
     ) throws(OpenError) -> Volume {
         let volume = try recover(
             Image(device), options: options, clock: clock, random: random, mayMoveHorizon: { _ in true }, onEvent: onEvent)
+        volume.isAlone = true
         if preparing { volume.lock.withLock { volume.refillChunks() } }
         return volume
     }

@@ -77,6 +77,8 @@ public final class Volume: @unchecked Sendable {
     var checkpointWanted = false
     var checkpointForced = false
     var recordsSinceCheckpoint = 0
+    /// Opened by `openAlone`: there are no threads to wait for.
+    var isAlone = false
     /// Blocks that somebody waits for.
     var roomWanted = 0
     /// No more room can be made until something is deleted: set by the checkpointer.
