@@ -161,6 +161,28 @@ func expectRepair(_ disk: SimulatedDisk, _ outcome: RepairOutcome, digest: [UInt
         #expect(repaired > 3)
     }
 
+    @Test func theIndexLostEverywhere() throws {
+        // No leaf that names a checkpoint is left on the medium: mkfs's own leaf and the journal lead to the present all the same.
+        let disk = baseImage.copy()
+        for (block, bytes) in contents(disk) where bytes.starts(with: [0x44, 0x42, 0x6e, 0x64]) && bytes[25] == NodeLayout.Kind.space.rawValue {
+            disk.corrupt(BlockNumber(block)) { $0 = [UInt8](repeating: 0, count: blockSize) }
+        }
+        let repairer = makeRepairer(disk)
+        let outcome = try #require(try repairer.plan(), "\(repairer.attempts)")
+        #expect(!outcome.losesSomething && outcome.superblock.horizon == SequenceNumber(0), "\(described(outcome))")
+        try expectRepair(disk, outcome, digest: baseDigest)
+    }
+
+    @Test func aLongReplayIsRelieved() throws {
+        // Nodes and pages are written out at each former checkpoint, and the tree is the same.
+        let repairer = makeRepairer(baseImage.copy())
+        repairer.reliefLimit = 1
+        let outcome = try #require(try repairer.rebuild(), "\(repairer.attempts)")
+        try expectRepair(baseImage.copy(), outcome, digest: nil)
+        let same = try treeDigest(outcome.overlay) == baseDigest
+        #expect(same)
+    }
+
     @Test func filesWithoutANameAreFound() throws {
         // The names of the root are lost, and no past is left to take them from.
         let disk = baseImage.copy()
