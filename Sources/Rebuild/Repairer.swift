@@ -77,7 +77,7 @@ public final class Repairer {
         self.device = device
         self.options = options
         self.environment = environment
-        base = OverlayDevice(device)
+        base = OverlayDevice(device, dropsEqual: true)
     }
 
     /// The first plan that puts everything right; nil when none does.
@@ -219,7 +219,7 @@ public final class Repairer {
 
         let survey = try survey()
         let newest = survey.newest
-        let mended = survey.mended.map { RepairLine($0, isLoss: false) }
+        let mended = survey.mended.map { RepairLine($0, isLoss: false) } + [survey.missing].compactMap { $0 }
         func kept(from oldest: Int) -> Int? {
             guard survey.candidates[oldest].isWhole else { return nil }
             var at = oldest
@@ -327,7 +327,10 @@ public final class Repairer {
         lines.append(RepairLine(
             "free space, share counts and the indexes of checkpoints and journal are made anew from \(items.count == 1 ? "the tree" : "the trees and what died between them")",
             isLoss: false))
-        if !clean { try settle(overlay, &builder, built) }
+        if !clean {
+            let stops = survey.candidates[from...].filter { $0.isMet && $0.item.sequence > built.checkpoint.sequence }.map(\.item.sequence)
+            try settle(overlay, &builder, built, claims, stops: cut == nil ? stops : [])
+        }
         return (overlay, lines)
     }
 
@@ -434,7 +437,7 @@ public final class Repairer {
         let clean = slots.newest.isClean && cut == nil && found.counts[.journalContinues] == nil
         var superblock = try builder.build(
             survey.superblock, newestSlot: slots.newestSlot, kept: [item], claims: claims, clean: clean, cut: cut?.position)
-        if !clean { superblock = try settle(overlay, &builder, superblock) }
+        if !clean { superblock = try settle(overlay, &builder, superblock, claims, stops: []) }
 
         item = superblock.checkpoint
         let tree = Tree(
@@ -493,24 +496,59 @@ public final class Repairer {
     // MARK: replaying
 
     /// Recovers as a mount would and ends with a clean checkpoint.
-    private func replay(_ overlay: OverlayDevice, keepingOff set: BlockSet? = nil) throws {
+    private func replay(_ overlay: OverlayDevice, keepingOff set: () -> BlockSet? = { nil }, relief: ReplayRelief? = nil) throws {
         environment.progress("replay", 0)
         let volume: Volume
         do throws(OpenError) {
             volume = try Volume.openAlone(
-                overlay, options: OpenOptions(), clock: environment.clock, random: environment.random, preparing: false, onEvent: { _ in })
+                overlay, options: OpenOptions(), clock: environment.clock, random: environment.random, preparing: false, onEvent: { _ in },
+                relief: relief)
         } catch { throw RepairFailure(.damaged, error.description) }
-        if let set { volume.keepOff(set.runs) }
+        if let set = set() { volume.keepOff(set.runs) }
         do throws(OperationError) { try volume.checkpointAlone(clean: true) } catch { throw RepairFailure(.damaged, "\(error)") }
     }
 
+    /// Dirty nodes, or pages, of a replay that are written to the overlay at the next occasion: 64 MiB.
+    var reliefLimit = 16384
+
     /// Replays what follows the checkpoint just built; then bitmaps once more, without what was only kept off (R2).
     @discardableResult
-    private func settle(_ overlay: OverlayDevice, _ builder: inout StateBuilder, _ built: Superblock) throws -> Superblock {
-        try replay(overlay, keepingOff: builder.avoid)
+    private func settle(
+        _ overlay: OverlayDevice, _ builder: inout StateBuilder, _ built: Superblock, _ claims: BlockSet, stops: [SequenceNumber]
+    ) throws -> Superblock {
+        // Nodes written on the way must not lie where records still to come put data.
+        var picking = builder
+        for run in claims.runs { picking.avoid.insert(run.start.value, run.count) }
+        let relief = ReplayRelief(stops: stops) { [reliefLimit, environment] (view) throws(ViewError) in
+            environment.progress("replay", Double(view.sequence.value) / Double(max(1, stops.last!.value)))
+            guard view.tree.dirtyCount >= reliefLimit || view.pages.unposted >= reliefLimit else { return }
+            do { try Self.relieve(view, overlay, &picking, base: built.checkpoint.sequence) } catch { throw .damaged(Self.text(error)) }
+        }
+        try replay(overlay, keepingOff: { picking.avoid }, relief: relief)
         let superblock = try SlotState(overlay).newest
         let items = try Space.openIndex(superblock, device: overlay).checkpoints()
         return try builder.build(
             superblock, newestSlot: slots.newestSlot, kept: items, claims: BlockSet(blockCount: superblock.blockCount), clean: true)
+    }
+
+    /// Writes out what a replay holds in memory, as the checkpoint did that was once written at this sequence. No root of that state is kept:
+    /// nodes of the checkpoint that the replay began with die here, those of states in between are forgotten.
+    private static func relieve(_ view: View, _ overlay: OverlayDevice, _ picking: inout StateBuilder, base: SequenceNumber) throws {
+        let posting = view.pages.freeze()
+        for slot in posting { try overlay.write(BlockNumber(view.pages.cache.block(slot)!), view.pages.cache.page(slot)) }
+        view.pages.posted(posting)
+        let frozen = view.tree.freeze()
+        var blocks: [BlockNumber] = []
+        for _ in 0..<frozen.count { blocks.append(try picking.pick()) }
+        try frozen.write(view.tree, to: blocks, birth: view.sequence) { (block, bytes) throws(DeviceError) in try overlay.write(block, bytes) }
+        view.tree.finish(frozen)
+        for node in frozen.deadNodes {
+            if node.birth > base {
+                overlay.forget(node.address)
+            } else {
+                view.freed.append(DeadEntry(start: node.address, count: 1, kind: .node, birth: node.birth, death: view.sequence))
+            }
+        }
+        view.trim()
     }
 }

@@ -1,5 +1,6 @@
 // Scan: the whole medium, block by block, for what says by itself what it is: leaves of space trees (for the checkpoints that they
-// name), headers of journal chunks, and the copy of identity and geometry. For images whose superblocks or index are lost.
+// name), headers of journal chunks, the leaf that mkfs wrote, and the copy of identity and geometry. For images whose superblocks or
+// index are lost.
 //
 // (N1) What is found may be out of date. It is a suggestion: whoever follows it checks what it leads to.
 
@@ -15,6 +16,16 @@ struct Scan {
     /// Of the highest epoch met.
     private(set) var lastHeader: ChunkHeader?
     private(set) var identity: Superblock?
+    private var firstLeaf: ChildReference?
+    private var firstHeader: ChunkHeader?
+
+    /// The state that mkfs made, if its one leaf and the first chunk are there.
+    func firstCheckpoint(_ superblock: Superblock) -> CheckpointItem? {
+        guard let firstLeaf, let firstHeader, firstHeader.position.next == SequenceNumber(1) else { return nil }
+        return CheckpointItem(
+            sequence: SequenceNumber(0), time: superblock.created, root: firstLeaf, rootLevel: 0, nextInode: 2, inodes: 1, dataBlocks: 0,
+            journal: firstHeader.position)
+    }
 
     private static let batch = 256
 
@@ -44,10 +55,14 @@ struct Scan {
                 let at = BlockNumber(block + UInt64(index))
                 if !whole { guard (try? device.read(at, into: page)) != nil else { continue } }
                 switch page.u32(at: 0) {
+                case magicNode where page.u8(at: 25) == NodeLayout.Kind.main.rawValue:
+                    let claimed = ChildReference(address: at, birth: SequenceNumber(0), crc: page.u32(at: NodeLayout.crc))
+                    if (try? NodeLayout.validate(page, kind: .main, id: id, expected: claimed, level: 0)) != nil { firstLeaf = claimed }
                 case magicNode: Self.takeLeaf(page, at, id, &items, &births)
                 case magicChunk where at.value % UInt64(chunkBlocks) == 0:
                     guard let header = ChunkHeader(page, at: at, id: id) else { continue }
                     chunks[header.position.serial] = at
+                    if header.position.serial == 0 { firstHeader = header }
                     if lastHeader == nil || lastHeader!.position.serial < header.position.serial { lastHeader = header }
                 default: break
                 }

@@ -27,6 +27,8 @@ struct Candidate {
     var isWhole = true
     /// So is the list of what died before it.
     var listIsWhole = true
+    /// The journal has a frame boundary where it goes on.
+    var isMet = true
 }
 
 final class Survey {
@@ -68,9 +70,21 @@ final class Survey {
             if isCancelled() { throw Cancelled() }
             let item = candidates[index].item
             if !isWhole(item.root, item.rootLevel) { candidates[index].isWhole = false }
-            if index > 0 { candidates[index].listIsWhole = listIsWhole(item, since: candidates[index - 1].item.sequence) }
+            // Where a checkpoint may be missing, what died before it would be taken for free.
+            if index > 0 { candidates[index].listIsWhole = indexIsWhole }
+            if index > 0 && indexIsWhole { candidates[index].listIsWhole = listIsWhole(item, since: candidates[index - 1].item.sequence) }
         }
         known = [:]
+    }
+
+    /// History that no checkpoint is found for.
+    var missing: RepairLine? {
+        let oldest = candidates[0].item.sequence
+        let horizon = max(superblock.horizon, moved)
+        guard oldest > horizon else { return nil }
+        return RepairLine(
+            "history is given up: past states from sequence \(horizon) to \(oldest.value - 1) can no longer be opened: their checkpoints are found nowhere",
+            isLoss: true)
     }
 
     // MARK: the index
@@ -98,6 +112,7 @@ final class Survey {
             // What is found by chance gives way to what the index says.
             let scanned = try scan()
             for item in scanned.checkpoints where items[item.sequence.value] == nil { take(item) }
+            if items[0] == nil, let first = scanned.firstCheckpoint(superblock) { take(first) }
             chunks.merge(scanned.chunks) { known, _ in known }
         }
         items[superblock.checkpoint.sequence.value] = superblock.checkpoint
@@ -191,7 +206,10 @@ final class Survey {
         func meet() {
             // Positions of checkpoints on the way have to be met exactly.
             while waiting < candidates.count, candidates[waiting].item.sequence < reader.position.next {
-                if candidates[waiting].item.journal != reader.position { candidates[waiting].isWhole = false }
+                if candidates[waiting].item.journal != reader.position {
+                    candidates[waiting].isWhole = false
+                    candidates[waiting].isMet = false
+                }
                 waiting += 1
             }
         }

@@ -208,6 +208,7 @@ private final class FsckSession {
         }
         // Findings of the slots that somebody has to answer for in the end.
         var open = Set(slots.findings.map(\.code))
+        var report: CheckReport
 
         // What is marked as damaged is not written to before a check has found it in order; and a repair begins with what was found (Q4).
         let inMemory = command.changeNothing || !mayWrite || mayRepair || open.contains(.markedDamaged)
@@ -225,14 +226,14 @@ private final class FsckSession {
                 open.insert(.recoveryImpossible)
             }
         }
-        let report = try check(target)
+        report = try check(target)
         open.formUnion(report.counts.keys)
         if open.isSubset(of: Self.beyondRepair) && mayRepair && slots.needsReplay {
             _ = try replay(file, isTold: false)
             status |= FsckStatus.corrected
         }
-        if command.rebuild { try compareRebuilt(target, &open) }
-        if !open.isEmpty && (mayRepair || command.changeNothing && mayWrite) { try repair(&open) }
+        if command.rebuild, let after = try compareRebuilt(target, &open) { report = after }
+        if !open.isEmpty && (mayRepair || command.changeNothing && mayWrite), let after = try repair(&open) { report = after }
         return verdict(report, open)
     }
 
@@ -340,8 +341,7 @@ private final class FsckSession {
         guard let found = try findRepair() else { throw refusal(error) }
         if case .unusable(let text, _) = error { print(text) }
         var open: Set<FindingCode> = [.slotDamaged]
-        try carryOut(found, &open)
-        return verdict(nil, open)
+        return verdict(try carryOut(found, &open), open)
     }
 
     private func findRepair() throws(CommandError) -> RepairOutcome? {
@@ -353,18 +353,19 @@ private final class FsckSession {
         } catch { throw failure(error) }
     }
 
-    private func repair(_ open: inout Set<FindingCode>) throws(CommandError) {
+    /// Nil when nothing was changed.
+    private func repair(_ open: inout Set<FindingCode>) throws(CommandError) -> CheckReport? {
         // What nothing can bring back needs no plan.
-        if open.isSubset(of: Self.beyondRepair) { return }
+        if open.isSubset(of: Self.beyondRepair) { return nil }
         let found = try findRepair()
         guard let found else {
             print("\(path): no way was found to put this right")
-            return
+            return nil
         }
-        try carryOut(found, &open)
+        return try carryOut(found, &open)
     }
 
-    private func carryOut(_ outcome: RepairOutcome, _ open: inout Set<FindingCode>) throws(CommandError) {
+    private func carryOut(_ outcome: RepairOutcome, _ open: inout Set<FindingCode>) throws(CommandError) -> CheckReport? {
         let isTrial = command.changeNothing || command.preen && outcome.losesSomething
         for line in outcome.lines {
             let place = line.path.map { " (\(shown($0)))" } ?? ""
@@ -373,7 +374,7 @@ private final class FsckSession {
         }
         if isTrial {
             if command.preen { print("\(path): a repair loses something: fsck -y does it, and saves what it overwrites") }
-            return
+            return nil
         }
         do throws(RepairFailure) {
             let changes = try Changes(outcome.overlay)
@@ -383,6 +384,7 @@ private final class FsckSession {
         } catch { throw failure(error) }
         status |= FsckStatus.corrected
         open = Set(outcome.report.counts.keys)
+        return outcome.report
     }
 
     // MARK: undoing
@@ -427,7 +429,7 @@ private final class FsckSession {
     // MARK: the rebuild proof
 
     /// The tree made from the oldest checkpoint and the journal, beside the one that is there.
-    private func compareRebuilt(_ target: any BlockDevice, _ open: inout Set<FindingCode>) throws(CommandError) {
+    private func compareRebuilt(_ target: any BlockDevice, _ open: inout Set<FindingCode>) throws(CommandError) -> CheckReport? {
         let repairer = makeRepairer()
         let outcome: RepairOutcome?
         do throws(RepairFailure) {
@@ -437,7 +439,7 @@ private final class FsckSession {
         guard let outcome else {
             print("\(path): the tree cannot be made from the journal alone" + (repairer.attempts.first.map { ": \($0)" } ?? ""))
             open.insert(.recoveryImpossible)
-            return
+            return nil
         }
         let origin = outcome.superblock.horizon.value == 0 ? "mkfs" : "checkpoint \(outcome.superblock.horizon), the oldest retained,"
         let rebuilt: String
@@ -450,7 +452,7 @@ private final class FsckSession {
         } else {
             print("\(path): the tree of the newest checkpoint cannot be read in full")
         }
-        if mayRepair && command.repairAll { try carryOut(outcome, &open) }
+        return mayRepair && command.repairAll ? try carryOut(outcome, &open) : nil
     }
 
     private func treeDigest(_ device: any BlockDevice) throws -> String {

@@ -191,6 +191,19 @@ final class Editor {
         return bytes
     }
 
+    /// Where the leaf of the newest tree lies that `key` belongs to.
+    func leaf(of key: Key) -> BlockNumber {
+        var reference = superblock.checkpoint.root
+        for _ in 0..<superblock.checkpoint.rootLevel {
+            let buffer = read(reference.address)
+            let page = buffer.bytes
+            let index = (0..<NodeLayout.count(page)).last { !(key < NodeLayout.key(page, $0)) } ?? 0
+            reference = ChildReference(NodeLayout.value(page, index))
+            withExtendedLifetime(buffer) {}
+        }
+        return reference.address
+    }
+
     // MARK: bitmaps and lists
 
     func region(_ number: UInt64, _ change: (RawBytes) -> Void) {

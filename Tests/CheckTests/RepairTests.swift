@@ -161,6 +161,59 @@ func expectRepair(_ disk: SimulatedDisk, _ outcome: RepairOutcome, digest: [UInt
         #expect(repaired > 3)
     }
 
+    @Test func theIndexLostEverywhere() throws {
+        // No leaf that names a checkpoint is left on the medium: mkfs's own leaf and the journal lead to the present all the same.
+        let disk = baseImage.copy()
+        for (block, bytes) in contents(disk) where bytes.starts(with: [0x44, 0x42, 0x6e, 0x64]) && bytes[25] == NodeLayout.Kind.space.rawValue {
+            disk.corrupt(BlockNumber(block)) { $0 = [UInt8](repeating: 0, count: blockSize) }
+        }
+        let repairer = makeRepairer(disk)
+        let outcome = try #require(try repairer.plan(), "\(repairer.attempts)")
+        #expect(!outcome.losesSomething && outcome.superblock.horizon == SequenceNumber(0), "\(described(outcome))")
+        try expectRepair(disk, outcome, digest: baseDigest)
+    }
+
+    @Test func aLongReplayIsRelieved() throws {
+        // Nodes and pages are written out at each former checkpoint, and the tree is the same.
+        let repairer = makeRepairer(baseImage.copy())
+        repairer.reliefLimit = 1
+        let outcome = try #require(try repairer.rebuild(), "\(repairer.attempts)")
+        try expectRepair(baseImage.copy(), outcome, digest: nil)
+        let same = try treeDigest(outcome.overlay) == baseDigest
+        #expect(same)
+    }
+
+    @Test func filesWithoutANameAreFound() throws {
+        // The names of the root are lost, and no past is left to take them from.
+        let disk = baseImage.copy()
+        let editor = try Editor(disk)
+        let names = editor.tree.filter { $0.key.isOf(.root, .entry) }
+        let leaf = editor.leaf(of: names[names.count / 2].key)
+        let gone = names.filter { editor.leaf(of: $0.key) == leaf }.map { $0.value.withRawBytes { EntryItem($0)!.inode } }
+        #expect(gone.count > 3)
+        let inodes = Set(editor.tree.filter { $0.key.type == ItemType.inode.rawValue }.map(\.key.inode))
+        let kept = gone.filter { editor.leaf(of: Key($0, .inode)) != leaf && editor.leaf(of: Key($0, .extent)) != leaf }
+        #expect(!kept.isEmpty)
+        let before = try openVolume(disk.copy(), mode: .readOnly)
+        disk.corrupt(leaf) { $0 = [UInt8](repeating: 0x55, count: blockSize) }
+        let repairer = makeRepairer(disk)
+        repairer.allows = { $0 == "E" }
+        let outcome = try #require(try repairer.plan(), "\(repairer.attempts)")
+        #expect(outcome.losesSomething && outcome.lines.contains { $0.text.contains("no name led to it") && $0.path != nil })
+        try Changes(outcome.overlay).write(to: disk)
+        #expect(try Checker(disk).run().isClean)
+        let volume = try openVolume(disk, mode: .readOnly)
+        let found = Set(try volume.names("lost+found"))
+        for inode in kept {
+            #expect(found.contains("#\(inode)") || (try? volume.attributes(inode).item.links) ?? 0 > 0, "inode \(inode)")
+            guard let item = try? before.attributes(inode).item, item.isRegular else { continue }
+            let (old, new) = (AlignedBuffer(count: Int(item.length)), AlignedBuffer(count: Int(item.length)))
+            #expect(try before.read(inode, at: 0, into: old.bytes) == volume.read(inode, at: 0, into: new.bytes))
+            #expect(old.bytes.equals(new.bytes))
+        }
+        #expect(inodes.count > found.count)
+    }
+
     @Test func bothSlotsLost() throws {
         let disk = baseImage.copy()
         for slot in Superblock.slots { disk.corrupt(slot) { $0 = [UInt8](repeating: 0xee, count: blockSize) } }

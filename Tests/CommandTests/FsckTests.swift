@@ -133,6 +133,34 @@ import Testing
         #expect(daybook("fsck", "--undo", named, "-y", image.path).status == 16)
     }
 
+    @Test func damagedFileDataAreNamedAndLeftAsTheyAre() throws {
+        let image = try TestImage(megabytes: 64)
+        try image.change {
+            try $0.make("hold this")
+            try $0.write("hold this", Array("0123456789abcdef".utf8) + (0..<30_000).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8) })
+        }
+        let start = bytes(image).withUnsafeBytes { all in
+            (16..<all.count / 4096).first { all[$0 * 4096] == 0x30 && all[$0 * 4096 + 15] == 0x66 }!
+        }
+        image.overwrite(UInt64(start) + 3)
+        let before = bytes(image)
+        for option in ["-n", "-p", "-y"] {
+            let done = daybook("fsck", option, "--data", image.path)
+            #expect(done.status == 4, "\(done.output)\(done.errors)")
+            #expect(done.output.contains("E418") && done.output.contains("offset 12288") && done.output.contains("(/hold this)"), "\(done.output)")
+            let same = bytes(image) == before
+            #expect(same)
+        }
+        #expect(daybook("fsck", "-f", image.path).status == 0)
+    }
+
+    @Test func stepsOfARepairAreShown() throws {
+        let image = try TestImage(megabytes: 64)
+        image.overwrite(0)
+        let done = daybook("fsck", "-p", "-C1", "--no-undo", image.path)
+        #expect(done.status == 1 && done.lines.contains { $0.hasPrefix("13 ") && $0.hasSuffix(image.path) }, "\(done.output)")
+    }
+
     @Test func theTreeIsMadeFromTheJournalAlone() throws {
         let image = try crashed()
         let done = daybook("fsck", "-n", "--rebuild", image.path)
