@@ -24,6 +24,12 @@ public struct Mutator {
         let mends = Int.random(in: 0..<12, using: &random) > 0
         let count = [1, 1, 1, 1, 2, 2, 3, 5].randomElement(using: &random)!
         var steps: [Recipe.Step] = []
+        // A file of holes may be as long as it likes, and its superblocks say so.
+        if Int.random(in: 0..<60, using: &random) == 0 {
+            let blocks: UInt64 = [1 << 21, 1 << 30, 1 << 36, (1 << 36) + 1, 1 << 47].randomElement(using: &random)!
+            steps.append(.cut(blocks))
+            for slot in map.byKind[.slot]! { steps.append(.poke(part: slot, offset: 120, width: 8, value: blocks)) }
+        }
         var last: Int?
         for _ in 0..<count {
             // Several changes of one part meet more often than of any two.

@@ -6,7 +6,7 @@
 //   copy PART PART [here]          the second gets the first's bytes; `here`: made to say that it belongs where it lies
 //   swap PART PART                 each lies where the other was
 //   zero PART
-//   cut BLOCKS                     the image ends there
+//   cut BLOCKS                     the image ends there, or is that long, with holes
 //
 // Parts are numbered as in the base's ImageMap. With `mend` all checksums and hashes that depend on what was changed are put right.
 
@@ -103,7 +103,7 @@ public struct Recipe: Sendable, Equatable, CustomStringConvertible {
                 _ = edit(b) { $0.copy(Array(first.prefix($0.count))) }
             case .zero(let part): guard edit(part, { $0.zero() }) else { return nil }
             case .cut(let blocks):
-                disk = MutantDisk(blockCount: min(blocks, BaseImage.blockCount * 2), blocks: disk.contents.filter { $0.key < blocks })
+                disk = MutantDisk(blockCount: min(blocks, 1 << 50), blocks: disk.contents.filter { $0.key < blocks })
             }
         }
         if mends { map.mend(disk, changed) }

@@ -29,13 +29,16 @@ import Glibc
     @Option(help: "Only the mutant of this number, in this process.") var mutant: UInt64?
     @Option(help: "Only the mutant made this way, in this process.") var recipe: String?
     @Option(help: "With --mutant or --recipe: only write the image to this file.") var save: String?
+    @Flag(help: "Only list the parts of the images that mutants are made from, as recipes number them.") var parts = false
     @Flag(help: "End at the first that is too much.") var stop = false
     @Flag(help: .hidden) var worker = false
 
     func run() throws {
         var generator = SystemRandomNumberGenerator()
         let seed = seed ?? generator.next() >> 32
-        if mutant != nil || recipe != nil {
+        if parts {
+            for base in BaseImage.allCases { for line in try ImageMap(base.make()).list { say("\(base.label) \(line)") } }
+        } else if mutant != nil || recipe != nil {
             let bench = try Bench(self, seed: seed, tells: true)
             let chosen = try recipe.map { text in
                 guard let recipe = Recipe(text) else { throw ValidationError("no recipe: \(text)") }
