@@ -62,6 +62,16 @@ public struct Mutator {
             // Mostly of the same kind: past the magic number.
             let peers = Int.random(in: 0..<4, using: &random) > 0 ? map.byKind[map.parts[part].kind]! : Array(map.parts.indices)
             return .copy(from: peers.randomElement(using: &random)!, to: part, here: Int.random(in: 0..<4, using: &random) > 0)
+        case 6...11 where [.frame, .mainNode, .spaceNode].contains(map.parts[part].kind):
+            // A whole and valid item where another is due.
+            func count(_ part: Int) -> Int {
+                let bytes = map.bytes(map.base, map.parts[part])
+                return bytes.withRawBytes { map.parts[part].kind == .frame ? Recipe.records($0).count : NodeLayout.count($0) }
+            }
+            let from = map.byKind[map.parts[part].kind]!.randomElement(using: &random)!
+            return .graft(
+                part: part, item: Int.random(in: 0..<max(count(part), 1), using: &random), from: from,
+                other: Int.random(in: 0..<max(count(from), 1), using: &random))
         case 5 where Int.random(in: 0..<4, using: &random) == 0:
             return .cut([0, 1, 8, 9, 15, 16, 1000, 4096, 16383, 16385, UInt64.random(in: 0..<20_000, using: &random)].randomElement(using: &random)!)
         default:
