@@ -96,8 +96,9 @@ public struct InodeItem: Sendable, Equatable {
         guard FileKind(mode: bytes.u32(at: 0)) != nil else {
             throw FormatError("inode \(inode): unknown file type in mode \(String(bytes.u32(at: 0), radix: 8))")
         }
-        guard bytes.u64(at: 16) <= Limit.fileSize, bytes.u32(at: 88) < 1 << 31 else {
-            throw FormatError("inode \(inode): impossible length or number of attributes")
+        // Blocks are added up, of a thousand inodes and more.
+        guard bytes.u64(at: 16) <= Limit.fileSize, bytes.u64(at: 24) <= Limit.fileSize >> UInt64(blockShift), bytes.u32(at: 88) < 1 << 31 else {
+            throw FormatError("inode \(inode): impossible length, or number of blocks or attributes")
         }
         guard bytes.slice(92, 36).isZero else { throw FormatError("inode \(inode): reserved bytes are not zero") }
     }

@@ -13,6 +13,8 @@ public struct Superblock: Sendable, Equatable {
     public static let reservedBlocks: UInt64 = 16
     public static let version: UInt32 = 1
     public static let labelBytes = 64
+    /// 256 TiB. A bit for each block is held in memory, so a larger number, in a file of holes, would be one to run out of it by.
+    public static let maximumBlocks: UInt64 = 1 << 36
     static let crc = 12
 
     /// Feature bits that this code knows. An unknown incompatible bit refuses the image, an unknown read-only one
@@ -166,7 +168,7 @@ public struct Superblock: Sendable, Equatable {
         label = String(decoding: text, as: UTF8.self)
         blockCount = page.u64(at: 120)
         chunkBlocks = page.u32(at: 132)
-        guard blockCount >= 1024, blockCount < 1 << 48, [256, 512, 1024].contains(chunkBlocks) else {
+        guard blockCount >= 1024, blockCount <= Self.maximumBlocks, [256, 512, 1024].contains(chunkBlocks) else {
             throw fail("impossible geometry: \(blockCount) blocks, chunks of \(chunkBlocks)")
         }
         seed = HashSeed(k0: page.u64(at: 144), k1: page.u64(at: 152))

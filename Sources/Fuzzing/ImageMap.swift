@@ -72,6 +72,11 @@ public final class ImageMap: @unchecked Sendable {
             superblock.checkpoint.journal.serial, superblock.epoch] + Array(1...12))).sorted()
     }
 
+    /// Number, kind and place of each part.
+    public var list: [String] {
+        parts.indices.map { "\($0) \(parts[$0].kind) at block \(parts[$0].block)" + (parts[$0].blocks > 1 ? ", \(parts[$0].blocks) blocks" : "") }
+    }
+
     // MARK: building
 
     private func add(_ kind: PartKind, _ block: UInt64, blocks: UInt64 = 1, rank: Int) -> Int {

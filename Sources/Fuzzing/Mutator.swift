@@ -24,6 +24,12 @@ public struct Mutator {
         let mends = Int.random(in: 0..<12, using: &random) > 0
         let count = [1, 1, 1, 1, 2, 2, 3, 5].randomElement(using: &random)!
         var steps: [Recipe.Step] = []
+        // A file of holes may be as long as it likes, and its superblocks say so.
+        if Int.random(in: 0..<60, using: &random) == 0 {
+            let blocks: UInt64 = [1 << 21, 1 << 30, 1 << 36, (1 << 36) + 1, 1 << 47].randomElement(using: &random)!
+            steps.append(.cut(blocks))
+            for slot in map.byKind[.slot]! { steps.append(.poke(part: slot, offset: 120, width: 8, value: blocks)) }
+        }
         var last: Int?
         for _ in 0..<count {
             // Several changes of one part meet more often than of any two.
@@ -56,6 +62,16 @@ public struct Mutator {
             // Mostly of the same kind: past the magic number.
             let peers = Int.random(in: 0..<4, using: &random) > 0 ? map.byKind[map.parts[part].kind]! : Array(map.parts.indices)
             return .copy(from: peers.randomElement(using: &random)!, to: part, here: Int.random(in: 0..<4, using: &random) > 0)
+        case 6...11 where [.frame, .mainNode, .spaceNode].contains(map.parts[part].kind):
+            // A whole and valid item where another is due.
+            func count(_ part: Int) -> Int {
+                let bytes = map.bytes(map.base, map.parts[part])
+                return bytes.withRawBytes { map.parts[part].kind == .frame ? Recipe.records($0).count : NodeLayout.count($0) }
+            }
+            let from = map.byKind[map.parts[part].kind]!.randomElement(using: &random)!
+            return .graft(
+                part: part, item: Int.random(in: 0..<max(count(part), 1), using: &random), from: from,
+                other: Int.random(in: 0..<max(count(from), 1), using: &random))
         case 5 where Int.random(in: 0..<4, using: &random) == 0:
             return .cut([0, 1, 8, 9, 15, 16, 1000, 4096, 16383, 16385, UInt64.random(in: 0..<20_000, using: &random)].randomElement(using: &random)!)
         default:

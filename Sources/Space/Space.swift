@@ -99,6 +99,9 @@ public final class Space: @unchecked Sendable {
         let tree = Tree(
             cache: makeCache(), device: device, kind: .space, id: superblock.id, root: superblock.spaceRoot,
             level: superblock.spaceLevel)
+        // A map takes memory for every block that the superblock claims: only if all of its bitmaps are there, too.
+        let index = Space(map: SpaceMap(blockCount: 0), tree: tree, device: device, id: superblock.id)
+        for region in 0..<superblock.regions { _ = try index.regionItem(region) }
         let map = SpaceMap(blockCount: superblock.blockCount)
         let space = Space(map: map, tree: tree, device: device, id: superblock.id)
         let buffer = AlignedBuffer(count: blockSize)

@@ -395,14 +395,20 @@ extension View {
     /// Notes blocks that a segment puts to use, unless the file has them in place already.
     private func claim(_ inode: InodeNumber, _ segment: Segment) throws(ViewError) {
         guard recordsClaims else { return }
-        for index in 0..<segment.blocks {
-            let block = segment.fileBlock + index
-            let home = segment.home + index
-            if let (extent, _) = try extent(inode, at: block), extent.home(block) == home { continue }
+        var at = segment.fileBlock
+        let end = segment.fileBlock + segment.blocks
+        while at < end {
+            let home = segment.home + (at - segment.fileBlock)
+            let found = try extent(inode, from: at)?.extent
+            // Up to the next extent, or its end: what is said of its first block holds for all of them.
+            var stop = end
+            if let found, found.fileBlock < end { stop = found.fileBlock > at ? found.fileBlock : min(found.end, end) }
+            defer { at = stop }
+            if let found, found.fileBlock <= at, found.home(at) == home { continue }
             if let last = claimed.last, last.start.value + last.count == home.value {
-                claimed[claimed.count - 1].count += 1
+                claimed[claimed.count - 1].count += stop - at
             } else {
-                claimed.append((home, 1))
+                claimed.append((home, stop - at))
             }
         }
     }

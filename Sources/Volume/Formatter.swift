@@ -39,7 +39,7 @@ public enum Formatter {
         guard device.blockCount >= minimumBlocks else {
             throw OpenError(.unsupported, "\(device.name): too small: \(device.blockCount) blocks of 4 KiB, \(minimumBlocks) needed")
         }
-        guard device.blockCount < 1 << 40 else { throw OpenError(.unsupported, "\(device.name): too large") }
+        guard device.blockCount <= Superblock.maximumBlocks else { throw OpenError(.unsupported, "\(device.name): too large") }
         do throws(Space.Failure) { return try write(device, options) } catch { throw OpenError(error) }
     }
 

@@ -85,12 +85,20 @@ extension View {
 
     // MARK: paths
 
-    /// A path that leads to the inode, from the root, or nil when none is known (it has no name, or the hint is stale).
+    /// A path that leads to the inode, from the root, or nil when none is known (it has no name, or the hint is stale, or they lead in
+    /// a circle, which is asked of every record of a log and has to be seen soon).
     public func path(_ inode: InodeNumber) throws(ViewError) -> [UInt8]? {
         if inode == .root { return [0x2f] }
         var parts: [[UInt8]] = []
         var at = inode
+        var marker = inode
+        var limit = 1
         while at != .root {
+            if parts.count > 0 && at == marker { return nil }
+            if parts.count == limit {
+                marker = at
+                limit *= 2
+            }
             guard let item = try item(at), item.parent != .none, parts.count < 4096,
                 let value = try find(Key(item.parent, .entry, item.parentEntry)), let entry = EntryItem(value),
                 entry.inode == at

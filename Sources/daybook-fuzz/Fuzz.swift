@@ -29,14 +29,20 @@ import Glibc
     @Option(help: "Only the mutant of this number, in this process.") var mutant: UInt64?
     @Option(help: "Only the mutant made this way, in this process.") var recipe: String?
     @Option(help: "With --mutant or --recipe: only write the image to this file.") var save: String?
+    @Flag(help: "Only list the parts of the images that mutants are made from, as recipes number them.") var parts = false
     @Flag(help: "End at the first that is too much.") var stop = false
-    @Flag(help: .hidden) var worker = false
+    /// Of a worker: where it may write.
+    @Option(help: .hidden) var worker: String?
 
     func run() throws {
         var generator = SystemRandomNumberGenerator()
         let seed = seed ?? generator.next() >> 32
-        if mutant != nil || recipe != nil {
-            let bench = try Bench(self, seed: seed, tells: true)
+        if parts {
+            for base in BaseImage.allCases { for line in try ImageMap(base.make()).list { say("\(base.label) \(line)") } }
+        } else if mutant != nil || recipe != nil {
+            let directory = try ScratchDirectory()
+            defer { directory.remove() }
+            let bench = try Bench(self, seed: seed, directory: directory.path)
             let chosen = try recipe.map { text in
                 guard let recipe = Recipe(text) else { throw ValidationError("no recipe: \(text)") }
                 return recipe
@@ -49,8 +55,8 @@ import Glibc
             bench.tell("m \(mutant ?? 0)")
             let wrong = bench.run(chosen, number: mutant ?? 0, commands: commands == 1, mounts: mounts == 1)
             if !wrong.isEmpty { throw ExitCode(1) }
-        } else if worker {
-            let bench = try Bench(self, seed: seed, tells: true)
+        } else if let worker {
+            let bench = try Bench(self, seed: seed, directory: worker)
             var number = from
             while number < from &+ count {
                 bench.tell("m \(number)")
@@ -62,9 +68,33 @@ import Glibc
             }
         } else {
             say("seed \(seed)")
-            let driver = try Driver(self, seed: seed)
-            try driver.run()
+            let directory = try ScratchDirectory()
+            defer { directory.remove() }
+            try Driver(self, seed: seed, directory).run()
         }
+    }
+}
+
+/// A place for images and a mount point, for as long as the driver lives.
+private final class ScratchDirectory {
+    let path: String
+
+    init() throws {
+        var template = Array(((getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp") + "/daybook-fuzz-XXXXXX").utf8CString)
+        guard mkdtemp(&template) != nil else { throw ValidationError("no temporary directory") }
+        path = String(decoding: template.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    /// What a worker that was ended has left.
+    func clear() {
+        umount2(path + "/mount", Int32(MNT_DETACH))
+        unlink(path + "/image")
+    }
+
+    func remove() {
+        clear()
+        rmdir(path + "/mount")
+        rmdir(path)
     }
 }
 
@@ -74,34 +104,22 @@ private final class Bench {
     private let seed: UInt64
     private let maps: [ImageMap]
     private let mutator: Mutator
-    private let tells: Bool
     private let directory: String
 
-    init(_ fuzz: Fuzz, seed: UInt64, tells: Bool) throws {
+    init(_ fuzz: Fuzz, seed: UInt64, directory: String) throws {
         self.fuzz = fuzz
         self.seed = seed
-        self.tells = tells
+        self.directory = directory
         maps = try BaseImage.allCases.map { try ImageMap($0.make()) }
         mutator = Mutator(maps)
-        var template = Array(((getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp") + "/daybook-fuzz-XXXXXX").utf8CString)
-        guard mkdtemp(&template) != nil else { throw ValidationError("no temporary directory") }
         // No image is larger than 128 MiB, and none may become it: who writes behind that is ended by a signal.
         var most = rlimit(rlim_cur: 256 << 20, rlim_max: 256 << 20)
         setrlimit(__rlimit_resource_t(RLIMIT_FSIZE.rawValue), &most)
-        directory = String(decoding: template.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    }
-
-    deinit {
-        rmdir(directory + "/mount")
-        rmdir(directory)
     }
 
     func recipe(_ number: UInt64) -> Recipe { mutator.recipe(seed: seed, number: number) }
 
-    func tell(_ line: String) {
-        guard tells else { return }
-        say(line)
-    }
+    func tell(_ line: String) { say(line) }
 
     func run(_ recipe: Recipe, number: UInt64, commands: Bool, mounts: Bool) -> [String] {
         guard let disk = recipe.apply(maps[recipe.base.rawValue]) else { return [] }
@@ -139,9 +157,12 @@ private final class Driver {
     private var done: UInt64 = 0
     private var findings: [String] = []
 
-    init(_ fuzz: Fuzz, seed: UInt64) throws {
+    private let directory: ScratchDirectory
+
+    init(_ fuzz: Fuzz, seed: UInt64, _ directory: ScratchDirectory) {
         self.fuzz = fuzz
         self.seed = seed
+        self.directory = directory
         next = fuzz.from
     }
 
@@ -171,21 +192,29 @@ private final class Driver {
         posix_spawn_file_actions_init(&actions)
         posix_spawn_file_actions_adddup2(&actions, ends[1], 1)
         let words = [
-            "/proc/self/exe", "--worker", "--seed", "\(seed)", "--from", "\(next)", "--count", "\(fuzz.count - (next - fuzz.from))", "--commands", "\(fuzz.commands)",
+            "/proc/self/exe", "--worker", directory.path, "--seed", "\(seed)", "--from", "\(next)", "--count", "\(fuzz.count - (next - fuzz.from))", "--commands", "\(fuzz.commands)",
             "--mounts", "\(fuzz.mounts)", "--limit", "\(fuzz.limit)", "--memory", "\(fuzz.memory)",
         ]
         var arguments: [UnsafeMutablePointer<CChar>?] = words.map { strdup($0) } + [nil]
         defer { for argument in arguments { free(argument) } }
         var id: pid_t = 0
-        let failure = posix_spawn(&id, words[0], &actions, nil, &arguments, environ)
+        // A group of its own, so that what it has started can be ended with it.
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
+        posix_spawnattr_setpgroup(&attributes, 0)
+        let failure = posix_spawn(&id, words[0], &actions, &attributes, &arguments, environ)
+        posix_spawnattr_destroy(&attributes)
         posix_spawn_file_actions_destroy(&actions)
         close(ends[1])
         defer { close(ends[0]) }
         guard failure == 0 else { throw ValidationError("cannot start a worker: \(String(cString: strerror(failure)))") }
         let verdict = follow(id, ends[0])
         var status: Int32 = 0
-        if verdict != nil || isOver { kill(id, SIGKILL) }
+        // Until it has been waited for, its number is nobody else's.
+        if verdict != nil || isOver { kill(-id, SIGKILL) }
         while waitpid(id, &status, 0) < 0 && errno == EINTR {}
+        directory.clear()
         let signal = status & 0x7f
         if let verdict {
             note(verdict)

@@ -35,6 +35,28 @@ import Volume
         }
     }
 
+    /// Two directories, each in the other: their paths are asked for with every record.
+    @Test func pathsInACircleEnd() throws {
+        let disk = try makeDisk(blocks: 16384)
+        let volume = try openVolume(disk)
+        try volume.makeDirectory("a")
+        try volume.makeDirectory("a/b")
+        try volume.makeDirectory("a/b/c")
+        try volume.close()
+        let editor = try Editor(disk)
+        let a = editor.entry("a").inode
+        let b = editor.entry("b", in: a).inode
+        let c = editor.entry("c", in: b).inode
+        editor.insert(Key(b, .entry, editor.offset("x")), editor.entryValue("x", a, .directory))
+        editor.inode(a) {
+            $0.parent = b
+            $0.parentEntry = editor.offset("x")
+        }
+        let view = try Image(disk).view(at: nil).view
+        for inode in [a, b, c] { #expect(try view.path(inode) == nil) }
+        _ = try findings(disk)
+    }
+
     @Test func foreignAndTruncatedImagesAreRefused() throws {
         func refusal(_ disk: any BlockDevice) -> (text: String, isDaybook: Bool)? {
             do throws(CheckError) {
