@@ -508,8 +508,8 @@ public final class Repairer {
         do throws(OperationError) { try volume.checkpointAlone(clean: true) } catch { throw RepairFailure(.damaged, "\(error)") }
     }
 
-    /// Dirty nodes, or pages, of a replay that are written to the overlay at the next occasion: 64 MiB.
-    var reliefLimit = 16384
+    /// Dirty nodes, or pages, of a replay that are written to the overlay at the next occasion: about what a mount holds at most.
+    var reliefLimit = 2048
 
     /// Replays what follows the checkpoint just built; then bitmaps once more, without what was only kept off (R2).
     @discardableResult
@@ -535,7 +535,14 @@ public final class Repairer {
     /// nodes of the checkpoint that the replay began with die here, those of states in between are forgotten.
     private static func relieve(_ view: View, _ overlay: OverlayDevice, _ picking: inout StateBuilder, base: SequenceNumber) throws {
         let posting = view.pages.freeze()
-        for slot in posting { try overlay.write(BlockNumber(view.pages.cache.block(slot)!), view.pages.cache.page(slot)) }
+        let order = posting.map { (block: view.pages.cache.block($0)!, slot: $0) }.sorted { $0.block < $1.block }
+        var first = 0
+        while first < order.count {
+            var end = first + 1
+            while end < order.count, order[end].block == order[end - 1].block + 1 { end += 1 }
+            try overlay.write(BlockNumber(order[first].block), gathering: order[first..<end].map { view.pages.cache.page($0.slot) })
+            first = end
+        }
         view.pages.posted(posting)
         let frozen = view.tree.freeze()
         var blocks: [BlockNumber] = []
