@@ -135,6 +135,8 @@ public final class Repairer {
         let page = AlignedBuffer(count: blockSize)
         let walk = NodeWalk(device: base, kind: .space, id: id, isCancelled: environment.isCancelled)
         var items: [(UInt64, RegionItem)] = []
+        var seen = Set<UInt64>()
+        walk.claim = { reference, _ in seen.insert(reference.address.value).inserted }
         walk.leaf = { page, range in
             for index in range where NodeLayout.key(page, index).high == UInt64(SpaceItemType.region.rawValue) {
                 if let item = RegionItem(NodeLayout.value(page, index)) { items.append((NodeLayout.key(page, index).low, item)) }
@@ -470,7 +472,7 @@ public final class Repairer {
     private func structure(_ device: OverlayDevice, _ superblock: Superblock) throws -> BlockSet {
         var set = BlockSet(blockCount: superblock.blockCount)
         let walk = NodeWalk(device: device, kind: .main, id: superblock.id, isCancelled: environment.isCancelled)
-        walk.claim = { reference, _ in set.insert(reference.address.value, 1) == nil }
+        walk.claim = { reference, _ in reference.address.value < superblock.blockCount && set.insert(reference.address.value, 1) == nil }
         try walk.walk(superblock.checkpoint.root, level: superblock.checkpoint.rootLevel)
         set.insert(superblock.checkpoint.journal.chunk.value, UInt64(superblock.chunkBlocks))
         return set
