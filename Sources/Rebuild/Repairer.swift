@@ -372,7 +372,7 @@ public final class Repairer {
 
     /// Where the replay from a checkpoint comes to grief, if it does.
     private func cut(_ survey: Survey, _ device: OverlayDevice, _ item: CheckpointItem) throws -> (position: JournalPosition, text: String)? {
-        let view = View(checkpoint: item, superblock: survey.superblock, device: device, cacheBytes: OpenOptions().cacheBytes)
+        let view = View(checkpoint: item, superblock: survey.superblock, device: device, cacheBytes: Self.cacheBytes)
         var start = item.journal
         do throws(ReplayError) {
             let replay = try Replay(view, from: item)
@@ -443,7 +443,7 @@ public final class Repairer {
 
         item = superblock.checkpoint
         let tree = Tree(
-            cache: PageCache(limit: OpenOptions().cacheBytes / blockSize), device: overlay, kind: .main, id: superblock.id, root: item.root,
+            cache: PageCache(limit: Self.cacheBytes / blockSize), device: overlay, kind: .main, id: superblock.id, root: item.root,
             level: item.rootLevel)
         environment.progress("mend", 0)
         let mend = Mend(
@@ -487,7 +487,7 @@ public final class Repairer {
             position = cut.position
             lines.append(lostRecords(cut))
         } else {
-            let view = View(checkpoint: item, superblock: survey.superblock, device: survey.device, cacheBytes: OpenOptions().cacheBytes)
+            let view = View(checkpoint: item, superblock: survey.superblock, device: survey.device, cacheBytes: Self.cacheBytes)
             position = try Replay(view, from: item).run().position
             lines.append(RepairLine("what was done after sequence \(position.next.value - 1) is lost: the journal does not lead further", isLoss: true))
         }
@@ -501,14 +501,19 @@ public final class Repairer {
     private func replay(_ overlay: OverlayDevice, keepingOff set: () -> BlockSet? = { nil }, relief: ReplayRelief? = nil) throws {
         environment.progress("replay", 0)
         let volume: Volume
+        var options = OpenOptions()
+        options.cacheBytes = Self.cacheBytes
         do throws(OpenError) {
             volume = try Volume.openAlone(
-                overlay, options: OpenOptions(), clock: environment.clock, random: environment.random, preparing: false, onEvent: { _ in },
+                overlay, options: options, clock: environment.clock, random: environment.random, preparing: false, onEvent: { _ in },
                 relief: relief)
         } catch { throw RepairFailure(.damaged, error.description) }
         if let set = set() { volume.keepOff(set.runs) }
         do throws(OperationError) { try volume.checkpointAlone(clean: true) } catch { throw RepairFailure(.damaged, "\(error)") }
     }
+
+    /// A replay holds what is dirty in memory until its next stop; a cache that it does not fit is searched in vain at each record.
+    private static let cacheBytes = 1 << 30
 
     /// Dirty nodes, or pages, of a replay that are written to the overlay at the next occasion: about what a mount holds at most.
     var reliefLimit = 2048
