@@ -23,20 +23,21 @@ public final class OverlayDevice: BlockDevice, @unchecked Sendable {
     private var held = 0
     private let limit: Int
     private let dropsEqual: Bool
-    private let page = AlignedBuffer(count: blockSize)
+    private static let batch = 64
+    /// What lies below, to compare with.
+    private let window: AlignedBuffer?
 
     /// 1 GiB is far above what recovery may leave dirty (VolumeLimits).
     public init(_ below: any BlockDevice, limit: Int = 1 << 18, dropsEqual: Bool = false) {
         self.below = below
         self.limit = limit
         self.dropsEqual = dropsEqual
+        window = dropsEqual ? AlignedBuffer(count: Self.batch << blockShift) : nil
     }
 
     /// The block is again what it is below.
     public func forget(_ block: BlockNumber) {
-        lock.withLock {
-            if let old = blocks.removeValue(forKey: block.value), old != nil { held -= 1 }
-        }
+        lock.withLock { remove(block.value) }
     }
 
     /// Blocks that were written.
@@ -62,23 +63,40 @@ public final class OverlayDevice: BlockDevice, @unchecked Sendable {
     }
 
     public func write(_ block: BlockNumber, _ bytes: RawBytes) throws(DeviceError) {
+        try write(block, count: bytes.count >> blockShift) { bytes.slice($0 << blockShift, blockSize) }
+    }
+
+    public func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) {
+        try write(block, count: pages.count) { pages[$0] }
+    }
+
+    private func write(_ block: BlockNumber, count: Int, _ page: (Int) -> RawBytes) throws(DeviceError) {
+        guard block.value < blockCount, UInt64(count) <= blockCount - block.value else {
+            throw DeviceError(.write, errno: ENOSPC, "\(name): writing \(block): behind the end")
+        }
         try lock.withLock { () throws(DeviceError) in
-            for index in 0..<(bytes.count >> blockShift) {
-                let number = block.value + UInt64(index)
-                guard number < blockCount else {
-                    throw DeviceError(.write, errno: ENOSPC, "\(name): writing \(BlockNumber(number)): behind the end")
+            var index = 0
+            while index < count {
+                let batch = min(count - index, Self.batch)
+                let old = window?.bytes.slice(0, batch << blockShift)
+                let isReadable = old.map { (try? below.read(block + UInt64(index), into: $0)) != nil } ?? false
+                for part in 0..<batch {
+                    let new = page(index + part)
+                    let number = block.value + UInt64(index + part)
+                    // Where a neighbour cannot be read, all are kept.
+                    if isReadable, old!.slice(part << blockShift, blockSize).equals(new) { remove(number) } else { try store(number, new) }
                 }
-                try store(number, bytes.slice(index << blockShift, blockSize))
+                index += batch
             }
         }
     }
 
+    private func remove(_ number: UInt64) {
+        if let old = blocks.removeValue(forKey: number), old != nil { held -= 1 }
+    }
+
     private func store(_ number: UInt64, _ page: RawBytes) throws(DeviceError) {
         let old = blocks[number] ?? nil
-        if dropsEqual, (try? below.read(BlockNumber(number), into: self.page.bytes)) != nil, self.page.bytes.equals(page) {
-            if blocks.removeValue(forKey: number) != nil, old != nil { held -= 1 }
-            return
-        }
         if page.isZero {
             if old != nil { held -= 1 }
             blocks[number] = .some(nil)
@@ -95,10 +113,6 @@ public final class OverlayDevice: BlockDevice, @unchecked Sendable {
         copy.bytes.copy(page)
         blocks[number] = copy
         held += 1
-    }
-
-    public func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) {
-        for (index, page) in pages.enumerated() { try write(block + UInt64(index), page) }
     }
 
     public func flush() throws(DeviceError) {}

@@ -71,6 +71,8 @@ final class Mend {
     private let lost: [LostRange]
     /// Blocks that are no file's: nodes, chunks.
     private let structure: BlockSet
+    /// Blocks set aside.
+    private var aside: BlockSet
 
     var nodes = ContiguousArray<Node>()
     var names = ContiguousArray<Name>()
@@ -97,6 +99,7 @@ final class Mend {
         self.superblock = superblock
         self.structure = structure
         self.lost = lost
+        aside = BlockSet(blockCount: superblock.blockCount)
         self.isCancelled = isCancelled
         nextInode = superblock.checkpoint.nextInode
         time = superblock.checkpoint.time
@@ -382,8 +385,13 @@ final class Mend {
             return remove("an extent outside of the image")
         }
         guard key.low >= extentEnd else { return remove("an extent that overlaps the one before it") }
-        guard (extent.start.value..<extent.start.value + count).allSatisfy({ !structure.contains($0) }) else {
+        guard structure.firstPresent(extent.start.value, count) == nil else {
             return remove("an extent whose blocks are the filesystem's own")
+        }
+        if extent.isUnwritten {
+            // What is set aside is never shared, and reads as zeros anyway.
+            guard aside.firstPresent(extent.start.value, count) == nil else { return remove("a run set aside for two files") }
+            aside.insert(extent.start.value, count)
         }
         if extent.birth > sequence {
             say("an extent was to be born later than its checkpoint", inode, isLoss: false)

@@ -135,6 +135,8 @@ public final class Repairer {
         let page = AlignedBuffer(count: blockSize)
         let walk = NodeWalk(device: base, kind: .space, id: id, isCancelled: environment.isCancelled)
         var items: [(UInt64, RegionItem)] = []
+        var seen = Set<UInt64>()
+        walk.claim = { reference, _ in seen.insert(reference.address.value).inserted }
         walk.leaf = { page, range in
             for index in range where NodeLayout.key(page, index).high == UInt64(SpaceItemType.region.rawValue) {
                 if let item = RegionItem(NodeLayout.value(page, index)) { items.append((NodeLayout.key(page, index).low, item)) }
@@ -370,7 +372,7 @@ public final class Repairer {
 
     /// Where the replay from a checkpoint comes to grief, if it does.
     private func cut(_ survey: Survey, _ device: OverlayDevice, _ item: CheckpointItem) throws -> (position: JournalPosition, text: String)? {
-        let view = View(checkpoint: item, superblock: survey.superblock, device: device, cacheBytes: OpenOptions().cacheBytes)
+        let view = View(checkpoint: item, superblock: survey.superblock, device: device, cacheBytes: Self.cacheBytes)
         var start = item.journal
         do throws(ReplayError) {
             let replay = try Replay(view, from: item)
@@ -441,7 +443,7 @@ public final class Repairer {
 
         item = superblock.checkpoint
         let tree = Tree(
-            cache: PageCache(limit: OpenOptions().cacheBytes / blockSize), device: overlay, kind: .main, id: superblock.id, root: item.root,
+            cache: PageCache(limit: Self.cacheBytes / blockSize), device: overlay, kind: .main, id: superblock.id, root: item.root,
             level: item.rootLevel)
         environment.progress("mend", 0)
         let mend = Mend(
@@ -470,7 +472,7 @@ public final class Repairer {
     private func structure(_ device: OverlayDevice, _ superblock: Superblock) throws -> BlockSet {
         var set = BlockSet(blockCount: superblock.blockCount)
         let walk = NodeWalk(device: device, kind: .main, id: superblock.id, isCancelled: environment.isCancelled)
-        walk.claim = { reference, _ in set.insert(reference.address.value, 1) == nil }
+        walk.claim = { reference, _ in reference.address.value < superblock.blockCount && set.insert(reference.address.value, 1) == nil }
         try walk.walk(superblock.checkpoint.root, level: superblock.checkpoint.rootLevel)
         set.insert(superblock.checkpoint.journal.chunk.value, UInt64(superblock.chunkBlocks))
         return set
@@ -485,7 +487,7 @@ public final class Repairer {
             position = cut.position
             lines.append(lostRecords(cut))
         } else {
-            let view = View(checkpoint: item, superblock: survey.superblock, device: survey.device, cacheBytes: OpenOptions().cacheBytes)
+            let view = View(checkpoint: item, superblock: survey.superblock, device: survey.device, cacheBytes: Self.cacheBytes)
             position = try Replay(view, from: item).run().position
             lines.append(RepairLine("what was done after sequence \(position.next.value - 1) is lost: the journal does not lead further", isLoss: true))
         }
@@ -499,17 +501,22 @@ public final class Repairer {
     private func replay(_ overlay: OverlayDevice, keepingOff set: () -> BlockSet? = { nil }, relief: ReplayRelief? = nil) throws {
         environment.progress("replay", 0)
         let volume: Volume
+        var options = OpenOptions()
+        options.cacheBytes = Self.cacheBytes
         do throws(OpenError) {
             volume = try Volume.openAlone(
-                overlay, options: OpenOptions(), clock: environment.clock, random: environment.random, preparing: false, onEvent: { _ in },
+                overlay, options: options, clock: environment.clock, random: environment.random, preparing: false, onEvent: { _ in },
                 relief: relief)
         } catch { throw RepairFailure(.damaged, error.description) }
         if let set = set() { volume.keepOff(set.runs) }
         do throws(OperationError) { try volume.checkpointAlone(clean: true) } catch { throw RepairFailure(.damaged, "\(error)") }
     }
 
-    /// Dirty nodes, or pages, of a replay that are written to the overlay at the next occasion: 64 MiB.
-    var reliefLimit = 16384
+    /// A replay holds what is dirty in memory until its next stop; a cache that it does not fit is searched in vain at each record.
+    private static let cacheBytes = 1 << 30
+
+    /// Dirty nodes, or pages, of a replay that are written to the overlay at the next occasion: about what a mount holds at most.
+    var reliefLimit = 2048
 
     /// Replays what follows the checkpoint just built; then bitmaps once more, without what was only kept off (R2).
     @discardableResult
@@ -535,7 +542,14 @@ public final class Repairer {
     /// nodes of the checkpoint that the replay began with die here, those of states in between are forgotten.
     private static func relieve(_ view: View, _ overlay: OverlayDevice, _ picking: inout StateBuilder, base: SequenceNumber) throws {
         let posting = view.pages.freeze()
-        for slot in posting { try overlay.write(BlockNumber(view.pages.cache.block(slot)!), view.pages.cache.page(slot)) }
+        let order = posting.map { (block: view.pages.cache.block($0)!, slot: $0) }.sorted { $0.block < $1.block }
+        var first = 0
+        while first < order.count {
+            var end = first + 1
+            while end < order.count, order[end].block == order[end - 1].block + 1 { end += 1 }
+            try overlay.write(BlockNumber(order[first].block), gathering: order[first..<end].map { view.pages.cache.page($0.slot) })
+            first = end
+        }
         view.pages.posted(posting)
         let frozen = view.tree.freeze()
         var blocks: [BlockNumber] = []

@@ -81,7 +81,9 @@ struct StateBuilder {
 
         mutating func takeData(_ start: UInt64, _ count: UInt64) {
             guard start < all.blockCount, count <= all.blockCount - start else { return }
-            for block in start..<start + count where all.contains(block) { further[block, default: 0] += 1 }
+            if all.firstPresent(start, count) != nil {
+                for block in start..<start + count where all.contains(block) { further[block, default: 0] += 1 }
+            }
             take(start, count, .data)
         }
     }
@@ -202,6 +204,11 @@ struct StateBuilder {
                     (try? ExtentItem.validate(value, key: key, blockCount: superblock.blockCount)) != nil
                 else { continue }
                 let extent = ExtentItem(value)
+                // What is set aside is never shared; and, as it has no CRCs, a few bytes may claim a whole image, again and again.
+                if extent.isUnwritten, collected.all.firstPresent(extent.start.value, UInt64(extent.blocks)) != nil {
+                    damage = damage ?? "extent \(key): blocks that are used already are set aside"
+                    continue
+                }
                 collected.takeData(extent.start.value, UInt64(extent.blocks))
             }
         }
@@ -234,6 +241,21 @@ struct StateBuilder {
 }
 
 extension BlockSet {
+    /// The first block of the run that is in the set.
+    func firstPresent(_ start: UInt64, _ length: UInt64) -> UInt64? {
+        var block = start
+        while block < start + length {
+            // Pieces in which nothing is set are passed over whole.
+            if words(region: Int(block / Self.pieceBlocks)) == nil {
+                block = (block / Self.pieceBlocks + 1) * Self.pieceBlocks
+                continue
+            }
+            if contains(block) { return block }
+            block += 1
+        }
+        return nil
+    }
+
     /// What is in the set, in order.
     var runs: [BlockRun] {
         var runs: [BlockRun] = []

@@ -48,6 +48,8 @@ final class Survey {
     private var chunks: [UInt64: BlockNumber] = [:]
     private var known: [UInt64: (sum: UInt32, isWhole: Bool)] = [:]
     private let page = AlignedBuffer(count: blockSize)
+    private static let batch = 128
+    private let leaves = AlignedBuffer(count: batch << blockShift)
     private let pickChunk: () -> BlockNumber?
     private let scan: () throws -> Scan
 
@@ -144,10 +146,30 @@ final class Survey {
         var whole = true
         if level > 0 {
             let children = (0..<NodeLayout.count(page.bytes)).map { ChildReference(NodeLayout.value(page.bytes, $0)) }
+            if level == 1 { readLeaves(children) }
             for child in children where !isWhole(child, level - 1) { whole = false }
         }
         known[reference.address.value] = (reference.crc, whole)
         return whole
+    }
+
+    /// Leaves side by side are read at once.
+    private func readLeaves(_ children: [ChildReference]) {
+        let order = children.filter { isPlace($0.address) && known[$0.address.value]?.sum != $0.crc }.sorted { $0.address < $1.address }
+        var first = 0
+        while first < order.count {
+            var end = first + 1
+            while end < order.count, end - first < Self.batch, order[end].address.value == order[end - 1].address.value + 1 { end += 1 }
+            let bytes = leaves.bytes.slice(0, (end - first) << blockShift)
+            if end - first > 1, (try? device.read(order[first].address, into: bytes)) != nil {
+                for index in first..<end {
+                    let leaf = bytes.slice((index - first) << blockShift, blockSize)
+                    let good = (try? NodeLayout.validate(leaf, kind: .main, id: superblock.id, expected: order[index], level: 0)) != nil
+                    known[order[index].address.value] = (order[index].crc, good)
+                }
+            }
+            first = end
+        }
     }
 
     private func listIsWhole(_ item: CheckpointItem, since: SequenceNumber) -> Bool {

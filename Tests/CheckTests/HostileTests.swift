@@ -7,6 +7,7 @@ import Device
 import Format
 import Foundation
 import Memory
+import Rebuild
 import TestSupport
 import Testing
 import Volume
@@ -55,6 +56,26 @@ import Volume
         let view = try Image(disk).view(at: nil).view
         for inode in [a, b, c] { #expect(try view.path(inode) == nil) }
         _ = try findings(disk)
+    }
+
+    @Test func noDamageIsTooMuchForARepair() throws {
+        let base = try image()
+        let first = ProcessInfo.processInfo.environment["DAYBOOK_TEST_SEED"].flatMap { UInt64($0) }
+        let count = UInt64(ProcessInfo.processInfo.environment["DAYBOOK_TEST_MUTATIONS"] ?? "60")!
+        var repaired = 0
+        for seed in first.map({ $0..<($0 + 1) }) ?? 0..<count {
+            var random = SeededRandom(seed: seed)
+            let disk = base.copy()
+            mutate(try Editor(disk), &random)
+            FileHandle.standardError.write(Data("repair of mutation \(seed)\r".utf8))
+            let before = disk.operations
+            if let outcome = try? makeRepairer(disk).plan() {
+                repaired += 1
+                #expect(try Checker(outcome.overlay).run().isClean, "seed \(seed)")
+            }
+            #expect(disk.operations == before, "seed \(seed): something was written below the overlay")
+        }
+        print("repaired \(repaired) of \(count) mutated images")
     }
 
     @Test func foreignAndTruncatedImagesAreRefused() throws {
