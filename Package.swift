@@ -33,6 +33,9 @@ let package = Package(
         .target(
             name: "Check", dependencies: ["Volume", "Journal", "Device", "Format", "Memory"], swiftSettings: strict),
         .target(
+            name: "Rebuild", dependencies: ["Check", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory"],
+            swiftSettings: strict),
+        .target(
             name: "Digest", dependencies: ["Volume", "Device", "Format", "Memory", "CCrypto", "CSupport"], swiftSettings: strict),
         .systemLibrary(name: "CFuse", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
         .target(name: "CFuseShim", dependencies: ["CFuse"]),
@@ -45,7 +48,7 @@ let package = Package(
         .executableTarget(
             name: "daybook",
             dependencies: [
-                "FuseAdapter", "Check", "Digest", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory", "CBlkid",
+                "FuseAdapter", "Rebuild", "Check", "Digest", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory", "CBlkid",
                 "CSupport",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Logging", package: "swift-log"),
@@ -55,7 +58,7 @@ let package = Package(
             name: "Exploration", dependencies: ["Check", "Volume", "Device", "Format", "Memory"], swiftSettings: strict),
         .executableTarget(
             name: "daybook-explore",
-            dependencies: ["Exploration", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            dependencies: ["Device", "Exploration", .product(name: "ArgumentParser", package: "swift-argument-parser")],
             swiftSettings: strict),
         .target(
             name: "Fuzzing",
@@ -76,7 +79,7 @@ let package = Package(
             name: "VolumeTests",
             dependencies: ["TestSupport", "Volume", "Space", "Tree", "Journal", "Device", "Format", "Memory"]),
         .testTarget(
-            name: "CheckTests", dependencies: ["TestSupport", "Check", "Volume", "Journal", "Tree", "Space", "Device", "Format", "Memory"]),
+            name: "CheckTests", dependencies: ["TestSupport", "Rebuild", "Check", "Digest", "Volume", "Journal", "Tree", "Space", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
         .testTarget(name: "CommandTests", dependencies: ["daybook", "CTestSupport", "CFaults", "Digest", "Check", "Journal", "Volume", "Device", "Format", "Memory"]),

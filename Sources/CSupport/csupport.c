@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/uio.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -118,6 +119,11 @@ uint32_t daybook_crc32c(uint32_t crc, const void *data, size_t length) {
 }
 
 // --- Linux --------------------------------------------------------------------------------------------------
+
+long daybook_read_resident(int fd, void *buffer, size_t size, int64_t offset) {
+    struct iovec vector = {.iov_base = buffer, .iov_len = size};
+    return preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
+}
 
 int daybook_o_direct(void) { return O_DIRECT; }
 int daybook_o_noatime(void) { return O_NOATIME; }

@@ -3,25 +3,25 @@
 
 import Format
 
-struct BlockSet {
-    static let pieceBlocks = UInt64(Region.blocks)
+package struct BlockSet: Sendable {
+    package static let pieceBlocks = UInt64(Region.blocks)
     private static let pieceWords = Region.blocks / 64
     /// All that are full are this one: a few bytes of an image may claim terabytes of a file of holes.
     private static let full = ContiguousArray(repeating: UInt64.max, count: pieceWords)
 
-    let blockCount: UInt64
+    package let blockCount: UInt64
     private var pieces: [ContiguousArray<UInt64>]
-    private(set) var count: UInt64 = 0
+    package private(set) var count: UInt64 = 0
 
-    init(blockCount: UInt64) {
+    package init(blockCount: UInt64) {
         self.blockCount = blockCount
         pieces = Array(repeating: [], count: Int((blockCount + Self.pieceBlocks - 1) / Self.pieceBlocks))
     }
 
     /// The words of one region; nil when nothing in it is set.
-    func words(region: Int) -> ContiguousArray<UInt64>? { pieces[region].isEmpty ? nil : pieces[region] }
+    package func words(region: Int) -> ContiguousArray<UInt64>? { pieces[region].isEmpty ? nil : pieces[region] }
 
-    func contains(_ block: UInt64) -> Bool {
+    package func contains(_ block: UInt64) -> Bool {
         let piece = pieces[Int(block / Self.pieceBlocks)]
         guard !piece.isEmpty else { return false }
         let bit = Int(block % Self.pieceBlocks)
@@ -29,7 +29,7 @@ struct BlockSet {
     }
 
     /// Adds the run; returns the first block that was in the set before.
-    @discardableResult mutating func insert(_ start: UInt64, _ length: UInt64) -> UInt64? {
+    @discardableResult package mutating func insert(_ start: UInt64, _ length: UInt64) -> UInt64? {
         precondition(start <= blockCount && length <= blockCount - start)
         var first: UInt64?
         var block = start
@@ -56,7 +56,7 @@ struct BlockSet {
     }
 
     /// The first block of the run that is not in the set.
-    func firstMissing(_ start: UInt64, _ length: UInt64) -> UInt64? {
+    package func firstMissing(_ start: UInt64, _ length: UInt64) -> UInt64? {
         var block = start
         let end = start + length
         while block < end {

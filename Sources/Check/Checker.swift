@@ -79,7 +79,7 @@ public final class Checker {
     var report: CheckReport
 
     // Claims (C2).
-    var owned: BlockSet
+    package internal(set) var owned: BlockSet
     /// Nodes of the present tree, its data, what dead lists name, by kind.
     var liveNodes: BlockSet
     var liveData: BlockSet

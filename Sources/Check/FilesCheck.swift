@@ -103,6 +103,8 @@ private final class FilesPass {
 
     /// Large attribute values: the number their pieces are under, the length due, and whose they are.
     private var values: [UInt64: (length: Int, inode: UInt64)] = [:]
+    /// Access control lists that are held in pieces.
+    private var lists: [(name: [UInt8], owner: UInt64, inode: UInt64, isDirectory: Bool)] = []
     /// Pieces under numbers that no attribute has named so far.
     private var loose: [UInt64: PieceRun] = [:]
     private var highest: UInt64 = 0
@@ -222,12 +224,37 @@ private final class FilesPass {
         if (xattr.pieces == .none) != (xattr.valueLength <= XattrItem.inlineValue) {
             checker.found(.xattrMalformed, "extended attribute '\(xattr.name.text)' of \(xattr.valueLength) bytes is in the wrong place", inode: inode)
         }
-        guard xattr.pieces != .none else { return }
+        guard xattr.pieces != .none else { return checkList(inode, xattr.name, xattr.inline, isDirectory: item?.isDirectory == true) }
+        if StoredAccessControlList.names.contains(xattr.name.text) {
+            lists.append((xattr.name.array, xattr.pieces.value, inode, item?.isDirectory == true))
+        }
         highest = max(highest, xattr.pieces.value)
         if let run = loose.removeValue(forKey: xattr.pieces.value) {
             settle(run, xattr.valueLength, inode)
         } else if values.updateValue((xattr.valueLength, inode), forKey: xattr.pieces.value) != nil {
             checker.found(.xattrValue, "two extended attributes hold their value under number \(xattr.pieces)", inode: inode)
+        }
+    }
+
+    private func checkList(_ inode: UInt64, _ name: RawBytes, _ value: RawBytes, isDirectory: Bool) {
+        if StoredAccessControlList.isValid(name, value, isDirectory: isDirectory) { return }
+        checker.found(.accessControlList, "'\(name.text)' of \(value.count) bytes", inode: inode)
+    }
+
+    /// Lists of more than 512 bytes: their values are elsewhere in the tree.
+    private func checkLists() {
+        let walk = checker.mainWalk()
+        let checkpoint = checker.superblock.checkpoint
+        for list in lists {
+            var value: [UInt8] = []
+            var index: UInt64 = 0
+            while value.count <= 4096,
+                let piece = walk.find(Key(InodeNumber(list.owner), .piece, index), root: checkpoint.root, level: checkpoint.rootLevel)
+            {
+                value += piece
+                index += 1
+            }
+            list.name.withRawBytes { name in value.withRawBytes { checkList(list.inode, name, $0, isDirectory: list.isDirectory) } }
         }
     }
 
@@ -303,6 +330,7 @@ private final class FilesPass {
         close()
         guard isComplete else { return }
         checker.checkShares()
+        checkLists()
         for (owner, value) in values.sorted(by: { $0.key < $1.key }) {
             checker.found(.xattrValue, "an extended attribute's value of \(value.length) bytes, due under number \(owner), is missing", inode: value.inode)
         }
@@ -326,7 +354,7 @@ private final class FilesPass {
 /// Reads data and compares it with its checksums.
 private final class DataReader {
     unowned let checker: Checker
-    private let buffer = AlignedBuffer(count: Int(ExtentItem.maximumBlocks) << blockShift)
+    private let buffer = AlignedBuffer(count: Int(ExtentItem.maximumBlocks) << blockShift, zeroed: false)
     // The block last read of the file in hand, for its end.
     private var last: (inode: UInt64, fileBlock: UInt64, page: RawBytes)?
 

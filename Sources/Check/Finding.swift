@@ -49,6 +49,7 @@ public enum FindingCode: UInt16, Sendable, CaseIterable, Comparable {
     case nextInode = 417
     case dataDamaged = 418
     case tailNotZero = 419
+    case accessControlList = 420
 
     case entryMalformed = 501
     case entryOffset = 502
@@ -128,6 +129,7 @@ public enum FindingCode: UInt16, Sendable, CaseIterable, Comparable {
         case .nextInode: "The next inode number to be given is in use already."
         case .dataDamaged: "A block of file data cannot be read or does not match its checksum (--data)."
         case .tailNotZero: "A file's last block is not zero behind the file's end (--data)."
+        case .accessControlList: "An access control list is malformed, or a default one belongs to no directory."
         case .entryMalformed: "A directory entry is malformed or its name is impossible."
         case .entryOffset: "A directory entry does not lie where its name belongs."
         case .duplicateName: "A directory has the same name twice."
@@ -154,14 +156,6 @@ public enum FindingCode: UInt16, Sendable, CaseIterable, Comparable {
         case .pastNodeDamaged: "A node of a past tree cannot be read or is not what its parent says."
         case .pastNodeUncovered: "A node of a past tree is neither in the present one nor in a dead list: it may be overwritten."
         case .pastDataUncovered: "Data of a past tree is neither live nor in a dead list: it may be overwritten."
-        }
-    }
-
-    /// Can be put right without any doubt and without loss.
-    public var isRepairable: Bool {
-        switch self {
-        case .slotDamaged, .identityDamaged, .identityDiffers, .markedDamaged, .blockLeaked: true
-        default: false
         }
     }
 }

@@ -49,7 +49,7 @@ private final class ChunkWalk {
         position = start
         time = checker.checkpoints[0].time
         waiting = checker.checkpoints[...]
-        buffer = AlignedBuffer(count: Int(checker.superblock.chunkBlocks) << blockShift)
+        buffer = AlignedBuffer(count: Int(checker.superblock.chunkBlocks) << blockShift, zeroed: false)
     }
 
     /// Where the chunk's frames end, if the header of the following one says so.

@@ -7,18 +7,20 @@
 //      walk endless.
 // (W2) Keys are given to `leaf` in ascending order, whatever the nodes say: what breaks the order is reported and left out.
 
-import Device
-import Format
-import Memory
+package import Device
+package import Format
+package import Memory
 
-struct Cancelled: Error {}
+package struct Cancelled: Error {
+    package init() {}
+}
 
-enum NodeProblem {
+package enum NodeProblem {
     case damaged(String)
     case order(String)
 }
 
-final class NodeWalk {
+package final class NodeWalk {
     private let device: any BlockDevice
     private let kind: NodeLayout.Kind
     private let id: FilesystemID
@@ -26,23 +28,23 @@ final class NodeWalk {
     /// One page for each level above the leaves.
     private var pages: [AlignedBuffer?] = Array(repeating: nil, count: Int(NodeLayout.maximumLevel) + 1)
     private static let batch = 128
-    private let leaves = AlignedBuffer(count: batch << blockShift)
+    private let leaves = AlignedBuffer(count: batch << blockShift, zeroed: false)
     private(set) var nodes: UInt64 = 0
 
     /// Whether to go on to the node: its place is its own.
-    var claim: (ChildReference, UInt8) -> Bool = { _, _ in true }
-    var problem: (ChildReference, NodeProblem) -> Void = { _, _ in }
+    package var claim: (ChildReference, UInt8) -> Bool = { _, _ in true }
+    package var problem: (ChildReference, NodeProblem) -> Void = { _, _ in }
     /// A leaf whose items [from, to) are to be taken.
-    var leaf: (RawBytes, Range<Int>) -> Void = { _, _ in }
+    package var leaf: (RawBytes, Range<Int>) -> Void = { _, _ in }
 
-    init(device: any BlockDevice, kind: NodeLayout.Kind, id: FilesystemID, isCancelled: @escaping () -> Bool) {
+    package init(device: any BlockDevice, kind: NodeLayout.Kind, id: FilesystemID, isCancelled: @escaping () -> Bool) {
         self.device = device
         self.kind = kind
         self.id = id
         self.isCancelled = isCancelled
     }
 
-    func walk(_ root: ChildReference, level: UInt8) throws(Cancelled) {
+    package func walk(_ root: ChildReference, level: UInt8) throws(Cancelled) {
         guard level <= NodeLayout.maximumLevel else {
             problem(root, .damaged("impossible level \(level)"))
             return
@@ -151,7 +153,7 @@ final class NodeWalk {
     }
 
     /// The value at `key`, for messages: nil also when something on the way is damaged.
-    func find(_ key: Key, root: ChildReference, level: UInt8) -> [UInt8]? {
+    package func find(_ key: Key, root: ChildReference, level: UInt8) -> [UInt8]? {
         guard level <= NodeLayout.maximumLevel else { return nil }
         let buffer = AlignedBuffer(count: blockSize)
         defer { withExtendedLifetime(buffer) {} }

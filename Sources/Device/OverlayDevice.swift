@@ -1,10 +1,11 @@
-// OverlayDevice: another device with the writes kept in memory, for whoever wants to see what recovery would make of an image
-// without touching it (`fsck -n`) and for tests.
+// OverlayDevice: another device with the writes kept in memory, for whoever wants to see what recovery or a repair would make of an
+// image without touching it (`fsck`, which may write them out later: Rebuild/Changes) and for tests.
 //
 //   write ──► blocks here          read ◄── blocks here, else the device below
 //
 // (O1) Nothing reaches the device below: no write, no flush, no backing, no discard.
-// (O2) At most `limit` blocks that are not all zero are held; what asks for more is told ENOMEM and has to stop.
+// (O2) With `dropsEqual`, what is written as it lies below is not kept: a repair writes much that is there already.
+// (O3) At most `limit` blocks that are not all zero are held; what asks for more is told ENOMEM and has to stop.
 
 public import Format
 import Glibc
@@ -21,15 +22,27 @@ public final class OverlayDevice: BlockDevice, @unchecked Sendable {
     private var blocks: [UInt64: AlignedBuffer?] = [:]
     private var held = 0
     private let limit: Int
+    private let dropsEqual: Bool
+    private let page = AlignedBuffer(count: blockSize)
 
     /// 1 GiB is far above what recovery may leave dirty (VolumeLimits).
-    public init(_ below: any BlockDevice, limit: Int = 1 << 18) {
+    public init(_ below: any BlockDevice, limit: Int = 1 << 18, dropsEqual: Bool = false) {
         self.below = below
         self.limit = limit
+        self.dropsEqual = dropsEqual
+    }
+
+    /// The block is again what it is below.
+    public func forget(_ block: BlockNumber) {
+        lock.withLock {
+            if let old = blocks.removeValue(forKey: block.value), old != nil { held -= 1 }
+        }
     }
 
     /// Blocks that were written.
     public var written: Int { lock.withLock { blocks.count } }
+    /// Their numbers, ascending.
+    public var writtenBlocks: [UInt64] { lock.withLock { blocks.keys.sorted() } }
 
     public func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
         let count = UInt64(bytes.count >> blockShift)
@@ -62,6 +75,10 @@ public final class OverlayDevice: BlockDevice, @unchecked Sendable {
 
     private func store(_ number: UInt64, _ page: RawBytes) throws(DeviceError) {
         let old = blocks[number] ?? nil
+        if dropsEqual, (try? below.read(BlockNumber(number), into: self.page.bytes)) != nil, self.page.bytes.equals(page) {
+            if blocks.removeValue(forKey: number) != nil, old != nil { held -= 1 }
+            return
+        }
         if page.isZero {
             if old != nil { held -= 1 }
             blocks[number] = .some(nil)
@@ -85,4 +102,15 @@ public final class OverlayDevice: BlockDevice, @unchecked Sendable {
     }
 
     public func flush() throws(DeviceError) {}
+
+    /// Another overlay of the same device, with the same blocks written.
+    public func copy() throws(DeviceError) -> OverlayDevice {
+        let other = OverlayDevice(below, limit: limit, dropsEqual: dropsEqual)
+        let page = AlignedBuffer(count: blockSize)
+        for number in writtenBlocks {
+            try read(BlockNumber(number), into: page.bytes)
+            try other.write(BlockNumber(number), page.bytes)
+        }
+        return other
+    }
 }

@@ -27,6 +27,47 @@ public struct SeededRandom: RandomNumberGenerator, Sendable {
     }
 }
 
+/// What a medium may do wrong, by chance and from a seed: the line that `description` gives says it all.
+public struct DiskFaults: Sendable, CustomStringConvertible {
+    public enum Kind: String, Sendable, CaseIterable {
+        /// A write that fails, having written nothing.
+        case failedWrite
+        /// A write that fails, having written some of its sectors.
+        case shortWrite
+        /// A flush that fails. What it was to make durable is there or not, and no later flush changes that: it counts as clean.
+        case failedFlush
+        /// A read that fails; the next one may not.
+        case failedRead
+        /// A write for which the host has no room.
+        case noSpace
+        /// A write that is acknowledged and never done: the block is stale.
+        case lostWrite
+        /// A write that is done to another block.
+        case misdirectedWrite
+        /// Bits of a block change while nobody looks.
+        case rot
+
+        /// The medium says that something went wrong.
+        public var isReported: Bool {
+            switch self {
+            case .failedWrite, .shortWrite, .failedFlush, .failedRead, .noSpace: true
+            case .lostWrite, .misdirectedWrite, .rot: false
+            }
+        }
+    }
+    public let seed: UInt64
+    public let kind: Kind
+    /// One operation in so many goes wrong.
+    public let oneIn: Int
+
+    public init(_ kind: Kind, oneIn: Int, seed: UInt64) {
+        self.kind = kind
+        self.oneIn = oneIn
+        self.seed = seed
+    }
+    public var description: String { "\(kind.rawValue), one in \(oneIn), seed \(seed)" }
+}
+
 public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
     public let blockCount: UInt64
     public let isReadOnly = false
@@ -47,6 +88,12 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
     /// Blocks that the host still has to give; nil: as many as the disk has.
     public var hostRoom: Int?
     private var given: Set<UInt64> = []
+    /// Written before a flush that failed: on the medium or not, whatever is flushed later.
+    private var doubtful: [(block: UInt64, bytes: [UInt8])] = []
+    private var faults: DiskFaults?
+    private var chance = SeededRandom(seed: 0)
+    /// What went wrong so far: the block, and the first word of what should have been written to it.
+    public private(set) var incidents: [(kind: DiskFaults.Kind, block: UInt64, magic: UInt32)] = []
     public var isThin: Bool { hostRoom != nil }
 
     public init(blockCount: UInt64, name: String = "simulated disk") {
@@ -61,13 +108,30 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
         self.durable = durable
     }
 
+    /// From now on, and until it is nil again, things go wrong.
+    public func inject(_ faults: DiskFaults?) {
+        lock.withLock {
+            self.faults = faults
+            if let faults { chance = SeededRandom(seed: faults.seed) }
+        }
+    }
+
+    /// Whether this operation on `block` goes wrong in one of these ways. With the lock held.
+    private func goesWrong(_ kinds: [DiskFaults.Kind], _ block: UInt64, _ bytes: RawBytes? = nil) -> DiskFaults.Kind? {
+        guard let faults, kinds.contains(faults.kind), chance.next() % UInt64(faults.oneIn) == 0 else { return nil }
+        incidents.append((faults.kind, block, bytes?.u32(at: 0) ?? 0))
+        return faults.kind
+    }
+
     private static let zeros = [UInt8](repeating: 0, count: blockSize)
 
     public func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
         try lock.withLock { () throws(DeviceError) in
+            rot()
+            let fails = goesWrong([.failedRead], block.value) != nil
             for index in 0..<(bytes.count >> blockShift) {
                 let number = block.value + UInt64(index)
-                guard number < blockCount, !unreadable.contains(number) else {
+                guard number < blockCount, !unreadable.contains(number), !fails else {
                     throw DeviceError(.read, errno: EIO, "\(name): reading \(BlockNumber(number))")
                 }
                 bytes.slice(index << blockShift, blockSize).copy(newest[number] ?? durable[number] ?? Self.zeros)
@@ -82,11 +146,39 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
             precondition(block.value + UInt64(bytes.count >> blockShift) <= blockCount, "write beyond the end")
             try give(block, UInt64(bytes.count >> blockShift))
             for index in 0..<(bytes.count >> blockShift) {
-                let copy = bytes.slice(index << blockShift, blockSize).array
-                pending.append((block.value + UInt64(index), copy))
-                newest[block.value + UInt64(index)] = copy
+                let page = bytes.slice(index << blockShift, blockSize)
+                try put(block.value + UInt64(index), page)
             }
         }
+    }
+
+    private func put(_ block: UInt64, _ page: RawBytes) throws(DeviceError) {
+        rot()
+        var target = block
+        var copy = page.array
+        let fault = goesWrong([.failedWrite, .shortWrite, .noSpace, .lostWrite, .misdirectedWrite], block, page)
+        switch fault {
+        case .failedWrite, .noSpace:
+            throw DeviceError(.write, errno: fault == .noSpace ? ENOSPC : EIO, "\(name): writing \(BlockNumber(block))")
+        case .shortWrite:
+            let sectors = Int(chance.next() % 8)
+            copy.replaceSubrange((sectors * 512)..., with: (newest[block] ?? durable[block] ?? Self.zeros)[(sectors * 512)...])
+        case .lostWrite: return
+        case .misdirectedWrite: target = chance.next() % blockCount
+        default: break
+        }
+        pending.append((target, copy))
+        newest[target] = copy
+        if fault == .shortWrite { throw DeviceError(.write, errno: EIO, "\(name): writing \(BlockNumber(block)): short") }
+    }
+
+    /// Perhaps flips a bit of some block that was written once. With the lock held.
+    private func rot() {
+        guard let faults, faults.kind == .rot, !durable.isEmpty, chance.next() % UInt64(faults.oneIn) == 0 else { return }
+        let block = durable.keys.sorted()[Int(chance.next() % UInt64(durable.count))]
+        let bit = Int(chance.next() % UInt64(blockSize * 8))
+        durable[block]![bit >> 3] ^= 1 << UInt8(bit & 7)
+        incidents.append((.rot, block, 0))
     }
 
     public func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) {
@@ -109,16 +201,18 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
         try lock.withLock { () throws(DeviceError) in
             operations += 1
             flushes += 1
-            guard operations <= failsAfter else {
-                if forgets {
-                    pending.removeAll()
-                    newest.removeAll()
-                }
+            if operations > failsAfter || goesWrong([.failedFlush], 0) != nil {
+                if forgets { newest.removeAll() } else { doubtful += pending }
+                pending.removeAll()
                 throw DeviceError(.flush, errno: EIO, "\(name): flush")
             }
-            for (block, bytes) in newest { durable[block] = bytes }
-            newest.removeAll(keepingCapacity: true)
+            for (block, bytes) in pending { durable[block] = bytes }
+            let isWrittenAgain = Set(pending.map(\.block))
+            doubtful.removeAll { isWrittenAgain.contains($0.block) }
             pending.removeAll(keepingCapacity: true)
+            // What is in doubt is still what a read returns.
+            newest.removeAll(keepingCapacity: true)
+            for (block, bytes) in doubtful { newest[block] = bytes }
         }
     }
 
@@ -126,7 +220,7 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
     public func crash(_ random: inout some RandomNumberGenerator) -> SimulatedDisk {
         lock.withLock {
             var result = durable
-            for (block, bytes) in pending {
+            for (block, bytes) in doubtful + pending {
                 switch Int.random(in: 0..<4, using: &random) {
                 case 0: break
                 case 1:

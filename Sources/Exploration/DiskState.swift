@@ -49,6 +49,14 @@ public struct DiskState: Sendable {
     }
 }
 
+extension DiskState {
+    /// Writes the blocks to a device, which holds zeros.
+    public func store(_ device: any BlockDevice) throws(DeviceError) {
+        for (block, page) in pages { try device.write(BlockNumber(block), page.memory.bytes) }
+        try device.flush()
+    }
+}
+
 /// A disk in memory that starts from a state and notes what is written and flushed, in order. For one thread.
 public final class TracedDisk: BlockDevice, @unchecked Sendable {
     public enum Event {

@@ -20,6 +20,8 @@ import Volume
 public struct Violation: Error, CustomStringConvertible {
     public let workload: [Step]
     public let what: String
+    /// The disk as the crash left it, where one is to blame.
+    public var state: DiskState?
     public var description: String { "\(workload.map(\.description).joined(separator: "; ")): \(what)" }
 }
 
@@ -30,6 +32,8 @@ public struct ExplorationCounts: Sendable {
     public var distinct = 0
     /// Of the distinct ones, those of a crash during recovery.
     public var nested = 0
+    /// Steps for which the disk had no room.
+    public var refusals = 0
     public init() {}
 
     public static func + (a: Self, b: Self) -> Self {
@@ -38,6 +42,7 @@ public struct ExplorationCounts: Sendable {
         sum.states += b.states
         sum.distinct += b.distinct
         sum.nested += b.nested
+        sum.refusals += b.refusals
         return sum
     }
 }
@@ -55,10 +60,10 @@ public struct ExplorationLimits: Sendable {
 }
 
 public final class Explorer {
-    static let blockCount: UInt64 = 16384
+    public static let blockCount: UInt64 = 16384
     public private(set) var counts = ExplorationCounts()
     public var limits: ExplorationLimits
-    private let start: DiskState
+    private let start: Base
     private var random: SeededRandom
     /// What recovery made of each state: the last sequence, and the digest of the tree.
     private var outcomes: [UInt64: Outcome] = [:]
@@ -68,67 +73,113 @@ public final class Explorer {
         var digest: Int
     }
 
-    public init(seed: UInt64, limits: ExplorationLimits = ExplorationLimits()) throws {
+    /// What workloads begin with.
+    public enum Start: String, Sendable, CaseIterable {
+        case empty
+        /// Files with contents, attributes and a directory, so that a workload of few operations can do anything to them.
+        case populated
+        /// The same on a disk with hardly any room: some blocks beside the reserve.
+        case full
+    }
+
+    public init(seed: UInt64, start kind: Start = .empty, limits: ExplorationLimits = ExplorationLimits()) throws {
         self.limits = limits
         random = SeededRandom(seed: seed)
+        choosing = SeededRandom(seed: ~seed)
         let disk = TracedDisk(DiskState(), blockCount: Self.blockCount)
         try Formatter.format(
             disk,
             FormatOptions(
                 label: "", id: FilesystemID(high: 1, low: 2), seed: HashSeed(k0: 3, k1: 4), nonce: 5, created: Self.time))
-        start = disk.state
+        guard kind != .empty else {
+            start = Base(state: disk.state, model: ReferenceModel(), sequence: SequenceNumber(0))
+            return
+        }
+        let subject = Subject(try Self.open(disk, preparing: true), ReferenceModel())
+        for step in Self.population { guard try subject.perform(step) else { fatalError("\(step)") } }
+        if kind == .full { try subject.fill() }
+        let sequence = subject.volume.sequence
+        try subject.volume.close()
+        start = Base(state: disk.state, model: subject.model, sequence: sequence)
     }
+
+    /// Where a workload begins: a disk, what it holds, and the sequence that it must not fall behind.
+    private struct Base {
+        var state: DiskState
+        var model: ReferenceModel
+        var sequence: SequenceNumber
+    }
+
+    private static let population: [Step] = [
+        .create("foo"), .write("foo", at: 0, count: 5000), .makeDirectory("A"), .create("A/foo"), .write("A/foo", at: 12_288, count: 4096),
+        .setXattr("foo", 10), .checkpoint, .write("foo", at: 4000, count: 200),
+    ]
 
     private static let time = Timestamp(nanoseconds: 1_700_000_000_000_000_000)
 
-    private func open(_ disk: TracedDisk, preparing: Bool) throws(OpenError) -> Volume {
+    private static func open(_ disk: TracedDisk, preparing: Bool) throws(OpenError) -> Volume {
         var options = OpenOptions()
         options.accessTimes = .never
         options.cacheBytes = 16 << 20
         return try Volume.openAlone(
-            disk, options: options, clock: { Self.time }, random: { 99 }, preparing: preparing, onEvent: { _ in })
+            disk, options: options, clock: { time }, random: { 99 }, preparing: preparing, onEvent: { _ in })
     }
 
     // MARK: one workload
 
     /// Runs the steps and explores the states that the last `exploring` of them can leave (all, when nil). False when a step cannot be done.
     public func explore(_ steps: [Step], last exploring: Int? = nil) throws -> Bool {
-        let disk = TracedDisk(start, blockCount: Self.blockCount)
-        let subject = Subject(try open(disk, preparing: true), ReferenceModel())
+        try explore(steps, from: start, last: exploring) != nil
+    }
+
+    /// The same from a disk that may have to be recovered first. Returns one of the states that a crash could leave, by chance.
+    private func explore(_ steps: [Step], from base: Base, last exploring: Int? = nil) throws -> Base? {
+        let disk = TracedDisk(base.state, blockCount: Self.blockCount)
+        let subject = Subject(try Self.open(disk, preparing: true), base.model)
         defer { subject.volume.abandon() }
         let first = steps.count - (exploring ?? steps.count)
         // The state after each record, and the events by which a commit had returned.
-        var digests: [(sequence: SequenceNumber, digest: Int)] = [(subject.volume.sequence, subject.model.digest)]
-        var acknowledged: [(event: Int, sequence: SequenceNumber)] = [(0, SequenceNumber(0))]
+        var points = [(sequence: subject.volume.sequence, digest: subject.model.digest, model: subject.model)]
+        var acknowledged: [(event: Int, sequence: SequenceNumber)] = [(0, base.sequence)]
         var begin = 0
         for (index, step) in steps.enumerated() {
             if index == first { begin = disk.events.count }
-            guard try subject.perform(step) else { return false }
-            digests.append((subject.volume.sequence, subject.model.digest))
+            guard try subject.perform(step) else { return nil }
+            points.append((subject.volume.sequence, subject.model.digest, subject.model))
             switch step {
             case .commit, .checkpoint: acknowledged.append((disk.events.count, subject.volume.sequence))
             default: break
             }
         }
         counts.workloads += 1
-        let history = History(workload: steps, digests: digests)
+        counts.refusals += subject.refusals
+        let history = History(workload: steps, points: points)
+        survivor = nil
+        survivors = 0
         guard try ReferenceModel.digest(of: subject.volume) == subject.model.digest else {
             throw Violation(workload: steps, what: "the live state is not the model's")
         }
-        try windows(disk.events, from: start, begin: begin) { window, event in
+        try windows(disk.events, from: base.state, begin: begin) { window, event in
             let due = acknowledged.last { $0.event <= event }!.sequence
             try self.explore(window, history, due: due, depth: 0)
         }
-        return true
+        return survivor ?? base
     }
+
+    /// One of the states met at depth 0, each as likely as the others.
+    private var survivor: Base?
+    private var survivors = 0
+    private var choosing: SeededRandom
 
     /// The state of the model at each sequence. Housekeeping records in between change nothing that can be seen; operations that are
     /// several records may stop between them only where the model says so.
     private struct History {
         let workload: [Step]
-        let digests: [(sequence: SequenceNumber, digest: Int)]
+        let points: [(sequence: SequenceNumber, digest: Int, model: ReferenceModel)]
 
-        func digest(at sequence: SequenceNumber) -> Int? { digests.last { $0.sequence <= sequence }?.digest }
+        func point(at sequence: SequenceNumber) -> (sequence: SequenceNumber, digest: Int, model: ReferenceModel)? {
+            points.last { $0.sequence <= sequence }
+        }
     }
 
     /// Calls `body` with each window that ends at or behind event `begin`, and the event at which it began.
@@ -172,19 +223,23 @@ public final class Explorer {
             outcomes[state.hash] = outcome
         }
         func fail(_ what: String) -> Violation {
-            Violation(workload: history.workload, what: "\(what); recovered to sequence \(outcome.reached), due \(due)")
+            Violation(workload: history.workload, what: "\(what); recovered to sequence \(outcome.reached), due \(due)", state: state)
         }
         guard outcome.reached >= due else { throw fail("what was acknowledged is lost") }
-        guard outcome.digest == history.digest(at: outcome.reached) else {
+        guard let point = history.point(at: outcome.reached), outcome.digest == point.digest else {
             throw fail("the state is not that after any prefix of the operations")
+        }
+        if depth == 0 {
+            survivors += 1
+            if choosing.next() % UInt64(survivors) == 0 { survivor = Base(state: state, model: point.model, sequence: outcome.reached) }
         }
     }
 
     private func recover(_ state: DiskState, _ history: History, due: SequenceNumber, depth: Int) throws -> Outcome {
-        func fail(_ what: String) -> Violation { Violation(workload: history.workload, what: what) }
+        func fail(_ what: String) -> Violation { Violation(workload: history.workload, what: what, state: state) }
         let disk = TracedDisk(state, blockCount: Self.blockCount)
         let volume: Volume
-        do { volume = try open(disk, preparing: false) } catch { throw fail("cannot be recovered: \(error)") }
+        do { volume = try Self.open(disk, preparing: false) } catch { throw fail("cannot be recovered: \(error)") }
         defer { volume.abandon() }
         let outcome: Outcome
         do {
@@ -219,7 +274,7 @@ public final class Explorer {
                     number += 1
                     if number % parts != part { continue }
                 }
-                guard Self.isPossible(steps + [operation]) else { continue }
+                guard isPossible(steps + [operation]) else { continue }
                 for behind in Step.persistence {
                     let longer = steps + [operation] + (behind.map { [$0] } ?? [])
                     if left == 1 {
@@ -236,29 +291,54 @@ public final class Explorer {
         _ = try extend([], length)
     }
 
+    /// How many workloads `exploreAll` will make.
+    public func count(length: Int, part: Int = 0, parts: Int = 1) -> Int {
+        var number = 0
+        func extend(_ steps: [Step], _ left: Int) -> Int {
+            var sum = 0
+            for operation in Step.operations {
+                if left == length {
+                    number += 1
+                    if number % parts != part { continue }
+                }
+                guard isPossible(steps + [operation]) else { continue }
+                // What makes things durable changes nothing in the model.
+                sum += Step.persistence.count * (left == 1 ? 1 : extend(steps + [operation], left - 1))
+            }
+            return sum
+        }
+        return extend([], length)
+    }
+
     /// Whether the model can do all of it: most sequences cannot even begin.
-    private static func isPossible(_ steps: [Step]) -> Bool {
-        var model = ReferenceModel()
+    private func isPossible(_ steps: [Step]) -> Bool {
+        var model = start.model
         for step in steps { guard (try? step.change(&model)) != nil else { return false } }
         return true
     }
 
-    /// A long random workload, checkpoints and moving horizons among it.
-    public func exploreRandom(length: Int, seed: UInt64) throws {
+    /// A long random workload, checkpoints and moving horizons among it; of the states, those that the `last` steps can leave.
+    /// `generations`: then a state that a crash can leave, chosen by chance, is recovered and worked on in the same way, and so on.
+    public func exploreRandom(length: Int, last: Int? = nil, generations: Int = 1, seed: UInt64) throws {
         var drawing = SeededRandom(seed: seed)
-        var steps: [Step] = []
-        var model = ReferenceModel()
-        while steps.count < length {
-            let step: Step = switch Int.random(in: 0..<20, using: &drawing) {
-            case 0: .commit
-            case 1: .checkpoint
-            case 2: .moveHorizon
-            case 3: .reclaim
-            default: Step.operations.randomElement(using: &drawing)!
+        var base = start
+        for _ in 0..<generations {
+            var steps: [Step] = []
+            var model = base.model
+            while steps.count < length {
+                let step: Step = switch Int.random(in: 0..<20, using: &drawing) {
+                case 0: .commit
+                case 1: .checkpoint
+                case 2: .moveHorizon
+                case 3: .reclaim
+                default: Step.operations.randomElement(using: &drawing)!
+                }
+                guard (try? step.change(&model)) != nil else { continue }
+                steps.append(step)
             }
-            guard (try? step.change(&model)) != nil else { continue }
-            steps.append(step)
+            // A step for which there was no room can make a later one impossible.
+            guard let next = try explore(steps, from: base, last: last) else { break }
+            base = next
         }
-        _ = try explore(steps)
     }
 }

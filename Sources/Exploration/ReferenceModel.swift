@@ -120,10 +120,11 @@ public struct ReferenceModel {
         if offset < end { files[number]!.bytes.replaceSubrange(offset..<end, with: [UInt8](repeating: 0, count: end - offset)) }
     }
 
-    mutating func copy(_ path: String, _ newPath: String) throws {
+    /// Copies the first `count` bytes, or all.
+    mutating func copy(_ path: String, _ newPath: String, count: Int = .max) throws {
         let (source, destination) = (try regular(path), try regular(newPath))
         guard source != destination else { throw Refusal.refused }
-        let bytes = files[source]!.bytes
+        let bytes = Array(files[source]!.bytes.prefix(count))
         if files[destination]!.bytes.count < bytes.count { resize(destination, bytes.count) }
         files[destination]!.bytes.replaceSubrange(0..<bytes.count, with: bytes)
     }

@@ -111,17 +111,27 @@ final class Subject {
         self.model = model
     }
 
-    private let caller = Caller(uid: 0, gid: 0, pid: 1)
+    fileprivate let caller = Caller(uid: 0, gid: 0, pid: 1)
 
     /// Does the step on both. False, and nothing done, when the model refuses it.
     func perform(_ step: Step) throws -> Bool {
         var changed = model
         do { try step.change(&changed, writes) } catch is ReferenceModel.Refusal { return false }
-        try apply(step)
-        model = changed
+        copied = 0
+        do {
+            try apply(step)
+            model = changed
+        } catch OperationError.noSpace {
+            // Refused, so nothing has happened; but a copy may have come some way.
+            if case .copy(let path, let new) = step, copied > 0 { try model.copy(path, new, count: copied) }
+            refusals += 1
+        }
         writes += 1
         return true
     }
+    /// Steps for which there was no room.
+    private(set) var refusals = 0
+    private var copied = 0
 
     private func bytes(_ count: Int) -> [UInt8] { Step.bytes(count, writes) }
 
@@ -165,6 +175,7 @@ final class Subject {
                 let count = try volume.copyRange(from: source, at: done, to: destination, at: done, length: 1 << 20, caller)
                 if count == 0 { break }
                 done += count
+                copied = Int(done)
             }
         case .setMode(let path, let mode):
             var change = AttributeChange()
@@ -187,7 +198,7 @@ final class Subject {
         }
     }
 
-    private func find(_ path: String) throws -> InodeNumber {
+    fileprivate func find(_ path: String) throws -> InodeNumber {
         var at = InodeNumber.root
         for part in path.split(separator: "/") {
             let parent = at
@@ -220,5 +231,27 @@ final class Subject {
                 try volume.rename(parent, name, to: newParent, newName, flags: flags, caller)
             }
         }
+    }
+}
+
+extension Subject {
+    /// Sets nearly all room aside for one empty file: what is left is the reserve, and a few blocks that operations may have.
+    func fill() throws {
+        guard try perform(.create("fill")) else { return }
+        let inode = try find("fill")
+        var offset: UInt64 = 0
+        while true {
+            let room = volume.statistics().available
+            guard room > 10 else { break }
+            let blocks = min(room - 8, 1024)
+            do throws(OperationError) {
+                try volume.fallocate(inode, mode: 1, offset: offset, length: blocks << UInt64(blockShift), caller)
+            } catch {
+                guard error == .noSpace else { throw error }
+                break
+            }
+            offset += blocks << UInt64(blockShift)
+        }
+        try volume.checkpointAlone(clean: false)
     }
 }

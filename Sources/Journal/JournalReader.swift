@@ -112,7 +112,7 @@ public final class JournalReader {
         self.chunkBlocks = chunkBlocks
         self.position = position
         self.cut = cut.flatMap { $0.epoch == 0 ? nil : $0 }
-        window = AlignedBuffer(count: (FrameHeader.blocks(payload: FrameHeader.maximumPayload) + 128) << blockShift)
+        window = AlignedBuffer(count: (FrameHeader.blocks(payload: FrameHeader.maximumPayload) + 128) << blockShift, zeroed: false)
         successor = BlockNumber(0)
         guard position.block >= 1, position.block <= chunkBlocks else {
             throw .damaged("journal position \(position.block) lies outside of its chunk")

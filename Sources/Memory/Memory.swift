@@ -16,9 +16,9 @@ extension RawBytes {
 public final class AlignedBuffer: @unchecked Sendable {
     public let bytes: RawBytes
 
-    /// `count` bytes, zeroed, beginning on a 4 KiB boundary. `huge`: on a 2 MiB boundary, and in huge pages if the kernel has
+    /// `count` bytes, beginning on a 4 KiB boundary; zeros unless `zeroed` is false, for what is read into before it is looked at. `huge`: on a 2 MiB boundary, and in huge pages if the kernel has
     /// some; then it looks up one page instead of 512 for every transfer.
-    public init(count: Int, huge: Bool = false) {
+    public init(count: Int, huge: Bool = false, zeroed: Bool = true) {
         var pointer: UnsafeMutableRawPointer?
         let alignment = huge ? 2 << 20 : 4096
         let size = (Swift.max(count, 1) + alignment - 1) & ~(alignment - 1)
@@ -26,7 +26,7 @@ public final class AlignedBuffer: @unchecked Sendable {
         precondition(status == 0, "out of memory")
         if huge { madvise(pointer, size, MADV_HUGEPAGE) }
         bytes = RawBytes(base: pointer!, count: count)
-        bytes.zero()
+        if zeroed { bytes.zero() }
     }
 
     deinit { free(bytes.pointer) }

@@ -61,6 +61,9 @@ public final class PageCache: @unchecked Sendable {
             return address!
         }
         arena = map(reserved * Self.pageSize)
+        // Look-ups jump about in nodes; with small pages each jump costs a walk of the page table as well. A cache that would not fill
+        // a few huge pages does without.
+        if limit >= 4096 { madvise(arena, reserved * Self.pageSize, MADV_HUGEPAGE) }
         info = map(reserved * MemoryLayout<SlotInfo>.stride).bindMemory(to: SlotInfo.self, capacity: reserved)
         tableMask = 1023
         table = .allocate(capacity: 1024)

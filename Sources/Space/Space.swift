@@ -42,6 +42,9 @@ public final class Space: @unchecked Sendable {
     public internal(set) var superseded: [BlockRun] = []
     /// Used by nothing but history.
     public internal(set) var historyBlocks: UInt64 = 0
+    /// Blocks of data that died before the freeze of the checkpoint under way; they count as history once it has listed them. With
+    /// the lock held.
+    public internal(set) var settlingBlocks: UInt64 = 0
     /// How often blocks were given up: what was looked up before, and read without the lock, may be something else after.
     public private(set) var releases: UInt64 = 0
     /// Where `back` goes on looking, and whether it found that the host has nothing more to give. With the lock held.

@@ -44,6 +44,7 @@ extension Space {
             let region = Int(chunk.value) / Region.blocks
             for block in 0..<Int(chunkBlocks) { frozen.bits[region]?.clear(Int(chunk.value) % Region.blocks + block) }
         }
+        settlingBlocks = dead.reduce(0) { $0 + UInt64($1.count) }
         dead = []
         sharings = []
         openedChunks = [:]
@@ -105,6 +106,14 @@ extension Space {
         let newlyDead = item.deadBlocks - min(item.deadBlocks, replaced?.deadBlocks ?? 0)
         try put(Key(.checkpoint, item.sequence.value), CheckpointItem.size) { item.store($0) }
         for (serial, chunk) in frozen.chunks { try put(Key(.chunk, serial), ChunkItem.size) { chunk.store($0) } }
+        // The journal may have gone on elsewhere since the first: a recovery found nothing, and began an epoch in a chunk of its own. If
+        // this is the oldest checkpoint retained, only the other slot still needs the chunks before that.
+        if let replaced, replaced.journal.serial < item.journal.serial, try checkpoints().first?.sequence == item.sequence {
+            for (serial, chunk) in try chunks() where serial < item.journal.serial {
+                superseded.append(BlockRun(start: chunk.address, count: chunkBlocks))
+                try remove(Key(.chunk, serial))
+            }
+        }
         for run in pending {
             for block in run.start.value..<run.end { try change(BlockNumber(block), &frozen, used: false) }
         }
@@ -156,6 +165,7 @@ extension Space {
         } catch { throw .device(error) }
         let history = lock.withLock {
             historyBlocks += newlyDead
+            settlingBlocks = 0
             return historyBlocks
         }
         return WrittenSpace(

@@ -40,8 +40,8 @@ public final class FrozenTree: @unchecked Sendable {
     ) throws(DeviceError) {
         precondition(blocks.count == slots.count)
         assigned.reserveCapacity(slots.count)
-        let batch = 256
-        let buffer = AlignedBuffer(count: batch << blockShift)
+        let batch = min(256, slots.count)
+        let buffer = AlignedBuffer(count: batch << blockShift, zeroed: false)
         var first = 0
         while first < slots.count {
             // Runs of neighbouring blocks go out in one write.

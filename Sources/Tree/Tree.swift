@@ -108,11 +108,16 @@ public final class Tree: @unchecked Sendable {
     }
 
     private func load(_ reference: ChildReference, _ level: UInt8) throws(TreeError) -> PageSlot {
-        guard mayRead else { throw .missing(reference, level: level) }
         let slot = cache.allocate()
-        do throws(TreeError) { try readNode(reference, level, into: cache.page(slot)) } catch {
-            cache.release(slot)
-            throw error
+        // What the host has in memory is had sooner than the lock is dropped and taken again.
+        if !device.readResident(reference.address, into: cache.page(slot)) || !isValid(cache.page(slot), reference, level) {
+            do throws(TreeError) {
+                guard mayRead else { throw .missing(reference, level: level) }
+                try readNode(reference, level, into: cache.page(slot))
+            } catch {
+                cache.release(slot)
+                throw error
+            }
         }
         cache.bind(slot, to: reference.address.value)
         cache.setEvictable(slot, true)
@@ -124,10 +129,22 @@ public final class Tree: @unchecked Sendable {
         guard reference.address.value < device.blockCount else {
             throw .damaged(FormatError("tree node at \(reference.address): outside of the image"))
         }
-        do throws(DeviceError) { try device.read(reference.address, into: page) } catch { throw .device(error) }
+        do throws(DeviceError) {
+            try device.readCached(reference.address, into: page)
+            if isValid(page, reference, level) { return }
+            // What is wrong with it counts only if the medium says so.
+            try device.read(reference.address, into: page)
+        } catch { throw .device(error) }
         do throws(FormatError) {
             try NodeLayout.validate(page, kind: kind, id: id, expected: reference, level: level)
         } catch { throw .damaged(error) }
+    }
+
+    private func isValid(_ page: RawBytes, _ reference: ChildReference, _ level: UInt8) -> Bool {
+        do throws(FormatError) {
+            try NodeLayout.validate(page, kind: kind, id: id, expected: reference, level: level)
+            return true
+        } catch { return false }
     }
 
     /// Reads the node that `.missing` named, into `buffer` (one block), without the lock.

@@ -26,19 +26,33 @@ extension Volume {
                 lock.wait()
                 continue
             }
-            if spareChunks.count < limits.spareChunks { refillChunks() }
-            if !reclaimable.isEmpty { _ = reclaimBatch() }
-            if checkpointWanted || checkpointForced || roomWanted > 0 {
-                checkpointWanted = false
-                let due = checkpointForced || view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
-                    || view.pages.unposted >= limits.unposted || view.unsettled >= limits.deadEntries
-                checkpointForced = false
-                if due { unlocked { try? checkpoint(clean: false) } }
-                if space!.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
-                continue
-            }
+            if keepHouse() { continue }
             if spareChunks.count < limits.spareChunks || reclaimable.isEmpty { _ = lock.wait(nanoseconds: 200_000_000) }
         }
+    }
+
+    /// One round of what is due. With the lock held; drops it. False when no checkpoint was wanted.
+    private func keepHouse() -> Bool {
+        if spareChunks.count < limits.spareChunks { refillChunks() }
+        if !reclaimable.isEmpty { _ = reclaimBatch() }
+        guard checkpointWanted || checkpointForced || roomWanted > 0 else { return false }
+        checkpointWanted = false
+        let due = checkpointForced || view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
+            || view.pages.unposted >= limits.unposted || view.unsettled >= limits.deadEntries
+        checkpointForced = false
+        if due { unlocked { try? checkpoint(clean: false) } }
+        if space!.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
+        return true
+    }
+
+    /// Waits for the threads; or, where there are none, does what they would. With the lock held; drops it.
+    func waitForThreads() {
+        guard isAlone else { return lock.wait() }
+        if commitWanted || writeBackWanted {
+            (commitWanted, writeBackWanted) = (false, false)
+            unlocked { try? commit() }
+        }
+        _ = keepHouse()
     }
 
     private func unlocked(_ body: () -> Void) {
@@ -118,7 +132,7 @@ extension Volume {
     /// Data blocks of inodes that nobody refers to any more and that are not reclaimed yet; of some, if they are many.
     func blocksToReclaim() throws(ViewError) -> UInt64 {
         var sum: UInt64 = 0
-        for number in orphans.prefix(1024) where references[number] == nil {
+        for number in orphans.prefix(1024) where !references.isHeld(number) {
             guard let item = try view.item(InodeNumber(number)), item.links == 0 else { continue }
             sum += item.blocks
         }
@@ -157,7 +171,7 @@ extension Volume {
                 continue
             }
             // Somebody holds it (still, or again: a look-up raced with the last forget); its next forget brings it back.
-            let goes = item.links == 0 && references[number] == nil
+            let goes = item.links == 0 && !references.isHeld(number)
             if item.links == 0 && !goes && !trimming.contains(number) {
                 finished += 1
                 continue

@@ -2,7 +2,7 @@
 
 public import Format
 import Memory
-import Space
+package import Space
 
 extension VolumeLimits {
     /// The bounds that a volume of this geometry has with the default cache.
@@ -21,6 +21,19 @@ extension Volume {
             var released: UInt64 = 0
             for run in runs where (try? space.map.release(BlockRun(start: run.start, count: run.count))) != nil { released += run.count }
             return released
+        }
+    }
+
+    /// Marks blocks as used, as far as they are free, so that nothing is put there. For a repair, which writes the bitmaps anew in the
+    /// end; only without threads.
+    package func keepOff(_ runs: some Sequence<BlockRun>) {
+        lock.withLock {
+            guard let space else { return }
+            for run in runs {
+                for block in run.start.value..<run.end where !space.map.isUsed(BlockNumber(block)) {
+                    try? space.map.claim(BlockRun(start: BlockNumber(block), count: 1), .data)
+                }
+            }
         }
     }
 }

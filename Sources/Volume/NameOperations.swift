@@ -11,7 +11,7 @@ extension Volume {
     public func lookup(_ parent: InodeNumber, _ name: RawBytes) throws(OperationError) -> Attributes {
         try operate { () throws(ViewError) in
             let found = try view.lookup(parent, name)
-            references[found.inode.value, default: 0] += 1
+            references.add(found.inode.value)
             return found
         }
     }
@@ -20,12 +20,7 @@ extension Volume {
     public func forget(_ inode: InodeNumber, count: UInt64) {
         lock.lock()
         defer { lock.unlock() }
-        guard let held = references[inode.value] else { return }
-        if held > count {
-            references[inode.value] = held - count
-            return
-        }
-        references[inode.value] = nil
+        guard references.remove(inode.value, count) else { return }
         if orphans.contains(inode.value) {
             reclaimable.append(inode.value)
             roomExhausted = false
@@ -50,7 +45,7 @@ extension Volume {
             try view.list(directory, from: next, attributes: attributes) { entry in
                 guard emit(entry) else { return false }
                 next = entry.offset
-                if let found = entry.attributes { references[found.inode.value, default: 0] += 1 }
+                if let found = entry.attributes { references.add(found.inode.value) }
                 return true
             }
         }
@@ -112,7 +107,7 @@ extension Volume {
                     device: device, name: name, target: target)
             }
             for change in inherited { try perform(change, inode, caller, time: time) }
-            references[inode.value, default: 0] += 1
+            references.add(inode.value)
             return try view.attributes(inode)
         }
     }
@@ -145,7 +140,7 @@ extension Volume {
                 }
             }
             for change in inherited { try perform(change, inode, caller, time: time) }
-            references[inode.value, default: 0] += 1
+            references.add(inode.value)
             orphans.insert(inode.value)
             return try view.attributes(inode)
         }
@@ -170,7 +165,7 @@ extension Volume {
                 NamePayload.store(bytes, parent: parent, entry: entry, inode: inode, name: name)
             }
             if item.links == 0 { orphans.remove(inode.value) }
-            references[inode.value, default: 0] += 1
+            references.add(inode.value)
             return try view.attributes(inode)
         }
     }
@@ -219,7 +214,7 @@ extension Volume {
     /// The inode has lost its last name: it is reclaimed as soon as nobody holds it.
     private func orphaned(_ inode: InodeNumber) {
         orphans.insert(inode.value)
-        guard references[inode.value] == nil else { return }
+        guard !references.isHeld(inode.value) else { return }
         reclaimable.append(inode.value)
         roomExhausted = false
     }

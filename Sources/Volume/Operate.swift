@@ -97,7 +97,7 @@ extension Volume {
                 return
             }
             lock.broadcast()
-            lock.wait()
+            waitForThreads()
         }
     }
 

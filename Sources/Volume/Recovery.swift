@@ -63,7 +63,8 @@ extension Volume {
 
     private static func recover(
         _ image: Image, options: OpenOptions, clock: @escaping @Sendable () -> Timestamp, random: @Sendable () -> UInt64,
-        mayMoveHorizon: @escaping @Sendable (SequenceNumber) -> Bool, onEvent: @escaping @Sendable (VolumeEvent) -> Void
+        mayMoveHorizon: @escaping @Sendable (SequenceNumber) -> Bool, onEvent: @escaping @Sendable (VolumeEvent) -> Void,
+        relief: ReplayRelief? = nil
     ) throws(OpenError) -> Volume {
         let device = image.device
         var superblock = image.superblock
@@ -79,9 +80,9 @@ extension Volume {
             checkpoint: superblock.checkpoint, superblock: superblock, device: device, cacheBytes: options.cacheBytes)
         var horizon = superblock.horizon
         let started = clock()
-        let result = try replay(view, space, superblock.checkpoint, horizon: &horizon)
-        // The next frame may open it: nobody else's blocks.
-        guard (0..<space.chunkBlocks).allSatisfy({ space.map.isUsed(result.successor + $0) }) else {
+        let result = try replay(view, space, superblock.checkpoint, horizon: &horizon, relief)
+        // The next frame may open it: nobody else's blocks. (A repair makes the map anew.)
+        guard relief != nil || (0..<space.chunkBlocks).allSatisfy({ space.map.isUsed(result.successor + $0) }) else {
             throw OpenError(.damaged, "\(device.name): the journal's next chunk at \(result.successor) is not set aside for it")
         }
         var torn = false
@@ -141,7 +142,7 @@ extension Volume {
 
     /// Applies what follows the checkpoint, keeping the space map in step (V3).
     private static func replay(
-        _ view: View, _ space: Space, _ checkpoint: CheckpointItem, horizon: inout SequenceNumber
+        _ view: View, _ space: Space, _ checkpoint: CheckpointItem, horizon: inout SequenceNumber, _ relief: ReplayRelief?
     ) throws(OpenError) -> ReplayResult {
         view.recordsClaims = true
         let lock = Lock()
@@ -156,12 +157,18 @@ extension Volume {
             replay.onRecord = { (record) throws(ViewError) in
                 for run in view.claimed { try claim(space, BlockRun(start: run.start, count: run.count), .data) }
                 view.claimed.removeAll(keepingCapacity: true)
-                if record.type == .horizon {
+                // One that the space state knows of already has nothing left to give up: fsck begins a replay at an older checkpoint.
+                if record.type == .horizon, SequenceNumber(record.payload.u64(at: 0)) > moved {
                     moved = SequenceNumber(record.payload.u64(at: 0))
                     do throws(Space.Failure) { _ = try space.moveHorizon(to: moved, lock: lock) } catch {
                         throw .damaged("record \(record.sequence) (horizon): \(error)")
                     }
                 }
+            }
+            for stop in relief?.stops ?? [] where stop > view.sequence {
+                _ = try replay.run(limit: stop)
+                guard view.sequence == stop else { break }
+                do throws(ViewError) { try relief?.body(view) } catch { throw .view(error) }
             }
             let result = try replay.run()
             horizon = moved
@@ -202,10 +209,13 @@ extension Volume {
     /// their order. For exploring crashes. `preparing`: with a chunk in store, so that operations can follow.
     package static func openAlone(
         _ device: any BlockDevice, options: OpenOptions, clock: @escaping @Sendable () -> Timestamp,
-        random: @escaping @Sendable () -> UInt64, preparing: Bool, onEvent: @escaping @Sendable (VolumeEvent) -> Void
+        random: @escaping @Sendable () -> UInt64, preparing: Bool, onEvent: @escaping @Sendable (VolumeEvent) -> Void,
+        relief: ReplayRelief? = nil
     ) throws(OpenError) -> Volume {
         let volume = try recover(
-            Image(device), options: options, clock: clock, random: random, mayMoveHorizon: { _ in true }, onEvent: onEvent)
+            Image(device), options: options, clock: clock, random: random, mayMoveHorizon: { _ in true }, onEvent: onEvent,
+            relief: relief)
+        volume.isAlone = true
         if preparing { volume.lock.withLock { volume.refillChunks() } }
         return volume
     }
@@ -277,6 +287,17 @@ extension Volume {
         }
         for thread in threads { thread.join() }
         threads = []
+    }
+}
+
+/// For a replay of more than a mount ever has to do (fsck, from an older checkpoint): at sequences at which a checkpoint was written,
+/// and no block in memory is patched any further, dirty nodes and pages may be written out.
+package struct ReplayRelief {
+    let stops: [SequenceNumber]
+    let body: (View) throws(ViewError) -> Void
+    package init(stops: [SequenceNumber], body: @escaping (View) throws(ViewError) -> Void) {
+        self.stops = stops
+        self.body = body
     }
 }
 

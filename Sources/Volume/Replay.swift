@@ -101,6 +101,7 @@ public final class Replay {
         // A chunk that was opened but holds no frame yet is where the journal stands.
         if torn == nil, reader.end != nil, heldFrame == nil, view.sequence.next == reader.position.next {
             try enter(chunks)
+            chunks = []
             position = reader.position
             lastSuccessor = reader.successor
         }

@@ -53,7 +53,7 @@ public final class Volume: @unchecked Sendable {
     var usesAccessControlLists: Bool
 
     /// References that the kernel holds to inodes.
-    var references: [UInt64: UInt64] = [:]
+    var references = ReferenceCounts()
     /// Inodes without names, and files being trimmed.
     var orphans: Set<UInt64> = []
     var reclaimable: [UInt64] = []
@@ -77,6 +77,8 @@ public final class Volume: @unchecked Sendable {
     var checkpointWanted = false
     var checkpointForced = false
     var recordsSinceCheckpoint = 0
+    /// Opened by `openAlone`: there are no threads to wait for.
+    var isAlone = false
     /// Blocks that somebody waits for.
     var roomWanted = 0
     /// No more room can be made until something is deleted: set by the checkpointer.
@@ -162,7 +164,7 @@ public final class Volume: @unchecked Sendable {
             if let space {
                 // What is shared is not free once one extent lets go of it.
                 let someIsShared = space.hasShares || !view.shared.isEmpty
-                let pendingDead = someIsShared ? 0 : view.freed.reduce(deleted) { $0 + UInt64($1.count) }
+                let pendingDead = someIsShared ? 0 : view.freed.reduce(deleted + space.settlingBlocks) { $0 + UInt64($1.count) }
                 let free = UInt64(space.free) + space.historyBlocks + pendingDead
                 result.free = min(free, result.blocks)
                 result.available = result.free > UInt64(limits.reserve) ? result.free - UInt64(limits.reserve) : 0

@@ -1,17 +1,24 @@
-// daybook fsck: recovery and checking, offline.
+// daybook fsck: recovery, checking and repair, offline.
 //
-//   lock ─► slots ─┬─ clean, no -f ───────────────────────────────► "clean"
-//                  └─► replay (in memory with -n) ─► check ─► repair what is beyond doubt (-p, -y) ─► verdict
+//   lock ─► slots ─┬─ clean, no -f ───────────────────────────────────────────────► "clean"
+//                  └─► replay ─► check ─┬─ nothing ─► (-p, -y: replay for good) ──► verdict
+//                      (in memory with  └─ findings ─► Repairer: an overlay in which nothing is wrong any more
+//                       -n, -p, -y)                     ├─ -n, or -p and it loses something: say so ──► verdict
+//                                                       └─ -y, -p: undo file ─► blocks ─► slots ──────► verdict
 //
-// (Q1) With -n nothing is written to the image: it is opened for reading, and what recovery writes stays in an OverlayDevice.
-// (Q2) Without -n the image is written to by recovery and by repairs that -p or -y allow; what else is wrong stays as it is.
+// (Q1) With -n nothing is written to the image: it is opened for reading, and what recovery and repair write stays in an OverlayDevice.
+// (Q2) Without -n, -p and -y the image is written to by recovery alone; what is wrong stays as it is.
 // (Q3) Nobody writes to the image meanwhile: the writer's lock is held, or with -n kept from everybody else.
+// (Q4) A repair begins with the image as it was found, replays included, so that its undo file leads back to exactly that. Power failing
+//      on the way: Rebuild/Changes, X1 to X3.
 
 import ArgumentParser
 import Check
 import Device
+import Digest
 import Format
 import Glibc
+import Rebuild
 import Synchronization
 import Volume
 
@@ -31,22 +38,31 @@ struct FsckCommand: ParsableCommand {
         commandName: "fsck", abstract: "Replay the journal, check everything, repair.",
         discussion: """
             Without -n the journal is replayed first, as mounting would. A filesystem that was unmounted cleanly is checked only with -f.
-            What can be repaired without a doubt is repaired with -p or -y; Docs/FSCK.md lists all findings.
+            -p repairs what can be repaired without losing anything, -y everything; what is lost is said. What a repair overwrites is saved \
+            before, in IMAGE.undo-N, and --undo puts it back. Docs/FSCK.md lists all findings.
 
             Exit status: 0 no errors, 1 errors corrected (or journal replayed), 4 errors left, 8 operational error, 16 usage, 32 cancelled; \
             their sum for several.
             """)
 
-    @Flag(name: .customShort("n"), help: "Change nothing at all; only say what is wrong.")
+    @Flag(name: .customShort("n"), help: "Change nothing at all; say what is wrong, and what a repair would do.")
     var changeNothing = false
-    @Flag(name: [.customShort("p"), .customShort("a")], help: "Repair what can be repaired without a doubt, without asking.")
+    @Flag(name: [.customShort("p"), .customShort("a")], help: "Repair what can be repaired without loss, without asking.")
     var preen = false
-    @Flag(name: .customShort("y"), help: "Repair all that can be repaired, without asking.")
+    @Flag(name: .customShort("y"), help: "Repair all that can be repaired, without asking, also where something is lost.")
     var repairAll = false
     @Flag(name: .customShort("f"), help: "Check even if the filesystem was unmounted cleanly.")
     var force = false
     @Flag(name: .customLong("data"), help: "Read all file data as well and compare checksums (implies -f).")
     var verifyData = false
+    @Flag(name: .customLong("rebuild"), help: "Make the tree from the oldest checkpoint and the journal alone, and compare (with -y: keep it).")
+    var rebuild = false
+    @Option(name: [.customShort("z"), .customLong("undo-file")], help: ArgumentHelp("Save there what a repair overwrites.", valueName: "file"))
+    var undoFile: String?
+    @Flag(name: .customLong("no-undo"), help: "Save nothing before a repair.")
+    var noUndo = false
+    @Option(name: .customLong("undo"), help: ArgumentHelp("Put back what a repair overwrote, from its undo file.", valueName: "file"))
+    var undo: String?
     @Option(name: .customLong("progress"), help: ArgumentHelp("Show progress on this descriptor (also -C[FD]).", valueName: "fd"))
     var progress: Int32?
     @Flag(name: .customShort("v"), help: "Say more.")
@@ -64,6 +80,10 @@ struct FsckCommand: ParsableCommand {
         guard let image else { throw UsageError("which image or device?") }
         guard [changeNothing, preen, repairAll].filter({ $0 }).count < 2 else {
             throw UsageError("-n, -p and -y exclude each other")
+        }
+        guard undoFile == nil || !noUndo else { throw UsageError("--undo-file and --no-undo exclude each other") }
+        guard undo == nil || !(preen || repairAll || rebuild || verifyData || undoFile != nil || noUndo) else {
+            throw UsageError("--undo goes with -n only")
         }
         if let progress, fcntl(progress, F_GETFD) < 0 { throw UsageError("-C\(progress): no such descriptor") }
         Cancellation.install()
@@ -106,11 +126,19 @@ private final class ProgressLine {
         isBar = descriptor == 0 || isatty(descriptor) == 1
     }
 
-    func show(_ phase: CheckPhase, _ part: Double) {
+    func show(_ phase: CheckPhase, _ part: Double) { show(phase.rawValue, phase.name, part) }
+
+    /// Steps of a repair, numbered on from the phases of the check.
+    private static let steps = ["look", "survey", "scan", "space", "replay", "mend", "check", "save", "write"]
+    func show(step: String, _ part: Double) {
+        show(CheckPhase.allCases.count + 1 + (Self.steps.firstIndex(of: step) ?? Self.steps.count), "repair: " + step, part)
+    }
+
+    private func show(_ number: Int, _ name: String, _ part: Double) {
         let percent = Int(max(0, min(1, part)) * 100)
         let line = isBar
-            ? "\r\(image): \(rightPadded(phase.name, 8)) \(leftPadded(String(percent), 3)) %"
-            : "\(phase.rawValue) \(percent) 100 \(image)\n"
+            ? "\r\(image): \(rightPadded(name, 14)) \(leftPadded(String(percent), 3)) %"
+            : "\(number) \(percent) 100 \(image)\n"
         if line != last { put(line) }
         last = line
     }
@@ -153,14 +181,22 @@ private final class FsckSession {
         bar = ProgressLine(command.progress, path)
     }
 
+    /// File data: nothing else holds it.
+    private static let beyondRepair: Set<FindingCode> = [.dataDamaged, .tailNotZero]
+
     /// Whether this version may write to the filesystem at all.
     private var mayWrite = true
     private var mayRepair: Bool { mayWrite && (command.preen || command.repairAll) }
 
     func run() throws(CommandError) -> Int32 {
         defer { withExtendedLifetime(lock) {} }
-        var slots = try readSlots(file)
-        if slots.newest.isClean && slots.findings.isEmpty && !command.force && !command.verifyData {
+        if let undo = command.undo { return try putBack(undo) }
+        let slots: SlotState
+        do throws(CheckError) { slots = try SlotState(file) } catch {
+            guard case .unusable(_, isDaybook: true) = error, command.changeNothing || mayRepair else { throw refusal(error) }
+            return try repairWithoutSlots(error)
+        }
+        if slots.newest.isClean && slots.findings.isEmpty && !command.force && !command.verifyData && !command.rebuild {
             let superblock = slots.newest
             print("\(path): clean, \(counted(superblock.checkpoint.inodes, "inode")), \(superblock.checkpoint.dataBlocks)/\(superblock.blockCount) data blocks")
             return FsckStatus.clean
@@ -172,43 +208,38 @@ private final class FsckSession {
         }
         // Findings of the slots that somebody has to answer for in the end.
         var open = Set(slots.findings.map(\.code))
+        var report: CheckReport
 
-        // What is marked as damaged is not written to before a check has found it in order.
-        let inMemory = command.changeNothing || !mayWrite || open.contains(.markedDamaged)
+        // What is marked as damaged is not written to before a check has found it in order; and a repair begins with what was found (Q4).
+        let inMemory = command.changeNothing || !mayWrite || mayRepair || open.contains(.markedDamaged)
         let target: any BlockDevice = inMemory ? OverlayDevice(file) : file
         if open.contains(.markedDamaged) { try unmark(slots, target) }
         if slots.needsReplay {
-            if try replay(target) {
+            if try replay(target, isTold: true) {
                 if !inMemory {
                     status |= FsckStatus.corrected
                     // Recovery writes both slots.
                     open.remove(.slotDamaged)
-                    slots = try readSlots(file)
                 }
             } else {
                 // The newest checkpoint can be checked even so.
                 open.insert(.recoveryImpossible)
             }
         }
-        let report = try check(target)
+        report = try check(target)
         open.formUnion(report.counts.keys)
-        if open == [.markedDamaged] && mayRepair {
-            try unmark(slots, file)
-            corrected(.markedDamaged, "no damage was found, and the mark is gone", &open)
-            if slots.needsReplay { _ = try replay(file) }
-        } else if mayRepair {
-            try repair(report, slots, &open)
+        if open.isSubset(of: Self.beyondRepair) && mayRepair && slots.needsReplay {
+            _ = try replay(file, isTold: false)
+            status |= FsckStatus.corrected
         }
+        if command.rebuild, let after = try compareRebuilt(target, &open) { report = after }
+        if !open.isEmpty && (mayRepair || command.changeNothing && mayWrite), let after = try repair(&open) { report = after }
         return verdict(report, open)
     }
 
     /// Takes the mark of damage from the slots.
     private func unmark(_ slots: SlotState, _ device: any BlockDevice) throws(CommandError) {
         do throws(DeviceError) { try Repair.unmark(slots, device) } catch { throw CommandError(error.description) }
-    }
-
-    private func readSlots(_ device: any BlockDevice) throws(CommandError) -> SlotState {
-        do throws(CheckError) { return try SlotState(device) } catch { throw refusal(error) }
     }
 
     private func refusal(_ error: CheckError) -> CommandError {
@@ -223,7 +254,7 @@ private final class FsckSession {
     // MARK: replaying
 
     /// Opens the filesystem as a mount would and closes it cleanly. False when that is impossible; then nothing was written.
-    private func replay(_ device: any BlockDevice) throws(CommandError) -> Bool {
+    private func replay(_ device: any BlockDevice, isTold: Bool) throws(CommandError) -> Bool {
         let volume: Volume
         do throws(OpenError) {
             volume = try Volume.open(
@@ -234,7 +265,7 @@ private final class FsckSession {
             say(Finding(.recoveryImpossible, error.description))
             return false
         }
-        if let result = volume.recovery { tell(result, device) }
+        if isTold, let result = volume.recovery { tell(result, device) }
         do throws(OperationError) { try volume.close() } catch { throw failure(error) }
         if Cancellation.isWanted { throw refusal(.cancelled) }
         return true
@@ -254,7 +285,7 @@ private final class FsckSession {
     }
 
     private func tell(_ result: ReplayResult, _ device: any BlockDevice) {
-        let place = device is OverlayDevice ? ", in memory" : ""
+        let place = command.changeNothing || !mayWrite ? ", in memory" : ""
         let what = result.records == 0
             ? "nothing to replay after sequence \(result.to)"
             : "replayed \(counted(result.records, "record")) in \(counted(result.frames, "frame")), sequences \(result.from.next) to \(result.to)\(place)"
@@ -291,35 +322,142 @@ private final class FsckSession {
 
     // MARK: repairing
 
-    private func repair(_ report: CheckReport, _ slots: SlotState, _ open: inout Set<FindingCode>) throws(CommandError) {
-        do throws(DeviceError) {
-            if open.contains(.slotDamaged), slots.slots[1 - slots.newestSlot] == nil {
-                try Repair.slot(slots, file)
-                corrected(.slotDamaged, "the damaged superblock slot has been written anew", &open)
-            }
-            if open.contains(.identityDamaged) || open.contains(.identityDiffers) {
-                try Repair.identity(of: report.superblock, file)
-                open.remove(.identityDiffers)
-                corrected(.identityDamaged, "the copy of identity and geometry has been written anew", &open)
-            }
-        } catch { throw CommandError(error.description) }
-        // Only a check that found everything else in order knows what belongs to nothing.
-        guard open == [.blockLeaked] else { return }
-        let volume: Volume
-        do throws(OpenError) {
-            volume = try Volume.open(
-                file, options: OpenOptions(), clock: { .now }, random: { SystemRandomNumberGenerator.word() },
-                mayMoveHorizon: { [lock] in lock.extendHorizon(to: $0) }, onEvent: { Self.tell($0) })
-        } catch { throw CommandError(error.description) }
-        let released = volume.release(leaked: report.leaks.map { ($0.start, $0.count) })
-        do throws(OperationError) { try volume.close() } catch { throw failure(error) }
-        corrected(.blockLeaked, "\(counted(released, "block")) that belonged to nothing freed", &open)
+    private func makeRepairer() -> Repairer {
+        var options = CheckOptions()
+        options.verifyData = command.verifyData
+        return Repairer(
+            file, options: options,
+            environment: Repairer.Environment(
+                clock: { .now }, random: { SystemRandomNumberGenerator.word() }, progress: { [bar] in bar?.show(step: $0, $1) },
+                isCancelled: { Cancellation.isWanted }))
     }
 
-    private func corrected(_ code: FindingCode, _ what: String, _ open: inout Set<FindingCode>) {
-        open.remove(code)
+    private func failure(_ error: RepairFailure) -> CommandError {
+        if error.kind == .cancelled { return refusal(.cancelled) }
+        return CommandError(error.kind == .undo ? error.description : "\(path): \(error)")
+    }
+
+    private func repairWithoutSlots(_ error: CheckError) throws(CommandError) -> Int32 {
+        guard let found = try findRepair() else { throw refusal(error) }
+        if case .unusable(let text, _) = error { print(text) }
+        var open: Set<FindingCode> = [.slotDamaged]
+        return verdict(try carryOut(found, &open), open)
+    }
+
+    private func findRepair() throws(CommandError) -> RepairOutcome? {
+        let repairer = makeRepairer()
+        defer { if command.verbose { for attempt in repairer.attempts { print("\(path): \(attempt)") } } }
+        do throws(RepairFailure) {
+            defer { bar?.end() }
+            return try repairer.plan()
+        } catch { throw failure(error) }
+    }
+
+    /// Nil when nothing was changed.
+    private func repair(_ open: inout Set<FindingCode>) throws(CommandError) -> CheckReport? {
+        // What nothing can bring back needs no plan.
+        if open.isSubset(of: Self.beyondRepair) { return nil }
+        let found = try findRepair()
+        guard let found else {
+            print("\(path): no way was found to put this right")
+            return nil
+        }
+        return try carryOut(found, &open)
+    }
+
+    private func carryOut(_ outcome: RepairOutcome, _ open: inout Set<FindingCode>) throws(CommandError) -> CheckReport? {
+        let isTrial = command.changeNothing || command.preen && outcome.losesSomething
+        for line in outcome.lines {
+            let place = line.path.map { " (\(shown($0)))" } ?? ""
+            let word = line.isLoss ? (isTrial ? "would be lost" : "lost") : (isTrial ? "would be repaired" : "repaired")
+            print("\(path): \(word): \(line.text)\(place)")
+        }
+        if isTrial {
+            if command.preen { print("\(path): a repair loses something: fsck -y does it, and saves what it overwrites") }
+            return nil
+        }
+        do throws(RepairFailure) {
+            let changes = try Changes(outcome.overlay)
+            if changes.count > 0 { try save(changes, outcome.superblock.id) }
+            defer { bar?.end() }
+            try changes.write(to: file) { [bar] in bar?.show(step: "write", $0) }
+        } catch { throw failure(error) }
         status |= FsckStatus.corrected
-        print("\(path): repaired: \(what)")
+        open = Set(outcome.report.counts.keys)
+        return outcome.report
+    }
+
+    // MARK: undoing
+
+    /// Before the first write (X1 in Rebuild/Changes).
+    private func save(_ changes: Changes, _ id: FilesystemID) throws(RepairFailure) {
+        guard !command.noUndo else { return }
+        let undo = command.undoFile ?? Self.undoPath(path, isBlockDevice: file.isBlockDevice)
+        do throws(RepairFailure) { try UndoFile.save(changes, to: undo, id: id, time: .now) } catch {
+            throw RepairFailure(.undo, "what a repair overwrites cannot be saved, and nothing was repaired: \(error) (see --undo-file, --no-undo)")
+        }
+        print("\(path): \(counted(UInt64(changes.count), "block")) saved to \(undo)")
+    }
+
+    /// Next to an image file; of a device, where the system keeps such things.
+    private static func undoPath(_ path: String, isBlockDevice: Bool) -> String {
+        var base = path
+        if isBlockDevice {
+            let directory = "/var/lib/daybook"
+            mkdir(directory, 0o755)
+            base = directory + "/" + path.split(separator: "/").joined(separator: "-")
+        }
+        var number = 1
+        while access("\(base).undo-\(number)", F_OK) == 0 { number += 1 }
+        return "\(base).undo-\(number)"
+    }
+
+    private func putBack(_ undo: String) throws(CommandError) -> Int32 {
+        do throws(RepairFailure) {
+            let saved = try UndoFile(undo)
+            if command.changeNothing {
+                try saved.verify(file)
+                print("\(path): \(counted(UInt64(saved.count), "block")) would be put back")
+                return FsckStatus.clean
+            }
+            let (restored, lost) = try saved.restore(to: file)
+            print("\(path): \(counted(UInt64(restored), "block")) put back" + (lost > 0 ? "; \(counted(UInt64(lost), "block")) could not be read when they were to be saved" : ""))
+            return FsckStatus.corrected
+        } catch { throw failure(error) }
+    }
+
+    // MARK: the rebuild proof
+
+    /// The tree made from the oldest checkpoint and the journal, beside the one that is there.
+    private func compareRebuilt(_ target: any BlockDevice, _ open: inout Set<FindingCode>) throws(CommandError) -> CheckReport? {
+        let repairer = makeRepairer()
+        let outcome: RepairOutcome?
+        do throws(RepairFailure) {
+            defer { bar?.end() }
+            outcome = try repairer.rebuild()
+        } catch { throw failure(error) }
+        guard let outcome else {
+            print("\(path): the tree cannot be made from the journal alone" + (repairer.attempts.first.map { ": \($0)" } ?? ""))
+            open.insert(.recoveryImpossible)
+            return nil
+        }
+        let origin = outcome.superblock.horizon.value == 0 ? "mkfs" : "checkpoint \(outcome.superblock.horizon), the oldest retained,"
+        let rebuilt: String
+        do { rebuilt = try treeDigest(outcome.overlay) } catch { throw CommandError("\(path): \(error)") }
+        print("\(path): tree made from \(origin) and the journal up to sequence \(outcome.superblock.checkpoint.sequence): \(rebuilt)")
+        if let present = try? treeDigest(target) {
+            print("\(path): tree of the newest checkpoint: \(present)")
+            print("\(path): they are \(present == rebuilt ? "equal" : "different")")
+            if present != rebuilt { open.insert(.superblockContradiction) }
+        } else {
+            print("\(path): the tree of the newest checkpoint cannot be read in full")
+        }
+        return mayRepair && command.repairAll ? try carryOut(outcome, &open) : nil
+    }
+
+    private func treeDigest(_ device: any BlockDevice) throws -> String {
+        let view = try Image(device).view(at: nil).view
+        return SHA256.hexadecimal(try TreeDigest().digest(ViewSource(view, from: .root)))
     }
 
     // MARK: the verdict
@@ -332,10 +470,12 @@ private final class FsckSession {
         }
         guard open.isEmpty else {
             status |= FsckStatus.uncorrected
-            if !mayRepair && open.allSatisfy(\.isRepairable) {
-                print("\(path): errors were found that fsck -p can repair")
-            } else {
+            if open.isSubset(of: Self.beyondRepair) {
+                print("\(path): what is damaged of file data cannot be brought back; reading it is an error, and all else is in order")
+            } else if command.changeNothing || mayRepair {
                 print("\(path): errors were found and left as they are")
+            } else {
+                print("\(path): errors were found; fsck -n says what a repair would do, -p and -y do it")
             }
             return status
         }

@@ -11,7 +11,7 @@ import Testing
 import Volume
 
 /// Files, directories, links, attributes, several epochs, thirty checkpoints with history between them.
-private let baseImage: SimulatedDisk = {
+let baseImage: SimulatedDisk = {
     do {
         let disk = try makeDisk()
         var volume = try openVolume(disk)
@@ -71,7 +71,7 @@ struct Planting: Sendable, CustomTestStringConvertible {
     }
 }
 
-private let plantings: [Planting] = [
+let plantings: [Planting] = [
     Planting(.slotDamaged) { $0.spoil(Superblock.slots[1 - $0.slot], at: 300) },
     Planting(.identityDamaged) { $0.spoil(BlockNumber($0.superblock.blockCount - 1)) },
     Planting(.identityDiffers) {
@@ -167,6 +167,18 @@ private let plantings: [Planting] = [
         editor.editItem(editor.tree.first { $0.key.isOf(inode, .xattr) }!.key) { $0.set(u8: 1, at: 13) }
     },
     Planting(.xattrCount) { $0.inode($0.entry("f1").inode) { $0.xattrs += 1 } },
+    Planting(.accessControlList) { editor in
+        // A list without an entry for the owning group.
+        let list: [UInt8] = [2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 6, 0, 1, 0, 0, 0, 32, 0, 4, 0, 255, 255, 255, 255]
+        try editor.addXattr(editor.entry("f2").inode, "system.posix_acl_access", list)
+    },
+    Planting(.accessControlList) { editor in
+        // A default list of a file, too long for its item.
+        var list: [UInt8] = [2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255]
+        for id in 0..<100 { list += [2, 0, 6, 0, UInt8(id), 0, 0, 0] }
+        for tag: UInt8 in [4, 16, 32] { list += [tag, 0, 6, 0, 255, 255, 255, 255] }
+        try editor.addXattr(editor.entry("f2").inode, "system.posix_acl_default", list)
+    },
     Planting(.xattrValue) { editor in
         let owner = editor.entry("f1").inode
         let pieces = editor.tree.filter { $0.key.isOf(owner, .xattr) }.map { $0.value.withRawBytes { XattrItem($0)!.pieces } }.first { $0 != .none }!
@@ -324,7 +336,7 @@ private let plantings: [Planting] = [
         let page = try String(
             contentsOf: URL(filePath: #filePath).deletingLastPathComponent().appending(path: "../../Docs/FSCK.md"), encoding: .utf8)
         for code in FindingCode.allCases {
-            #expect(page.contains("| \(code.label) | \(code.isRepairable ? "*" : "") | \(code.meaning) |"), "\(code.label)")
+            #expect(page.contains("| \(code.label) | \(code.meaning) | \(code.remedy) | \(code.loss) |"), "\(code.label)")
         }
     }
 }

@@ -139,6 +139,21 @@ final class Editor {
         }
     }
 
+    func addXattr(_ number: InodeNumber, _ name: String, _ value: [UInt8]) throws {
+        let isLarge = value.count > XattrItem.inlineValue
+        let owner = InodeNumber(isLarge ? superblock.checkpoint.nextInode : 0)
+        let bytes = [UInt8](repeating: 0, count: XattrItem.size(nameLength: name.utf8.count, valueLength: value.count))
+        Array(name.utf8).withRawBytes { name in
+            value.withRawBytes { value in bytes.withRawBytes { XattrItem.store($0, name: name, value: value, pieces: owner) } }
+        }
+        inode(number) { $0.xattrs += 1 }
+        insert(Key(number, .xattr, offset(name)), bytes)
+        if isLarge {
+            insert(Key(owner, .piece), value)
+            editCheckpoint(superblock.checkpoint.sequence) { $0.nextInode += 1 }
+        }
+    }
+
     // MARK: looking
 
     func items(_ root: ChildReference, _ level: UInt8) -> Items {
@@ -174,6 +189,19 @@ final class Editor {
         var bytes = [UInt8](repeating: 0, count: EntryItem.size(nameLength: name.utf8.count))
         Array(name.utf8).withRawBytes { name in bytes.withRawBytes { EntryItem.store($0, inode: inode, kind: kind.rawValue, name: name) } }
         return bytes
+    }
+
+    /// Where the leaf of the newest tree lies that `key` belongs to.
+    func leaf(of key: Key) -> BlockNumber {
+        var reference = superblock.checkpoint.root
+        for _ in 0..<superblock.checkpoint.rootLevel {
+            let buffer = read(reference.address)
+            let page = buffer.bytes
+            let index = (0..<NodeLayout.count(page)).last { !(key < NodeLayout.key(page, $0)) } ?? 0
+            reference = ChildReference(NodeLayout.value(page, index))
+            withExtendedLifetime(buffer) {}
+        }
+        return reference.address
     }
 
     // MARK: bitmaps and lists

@@ -56,11 +56,42 @@ import Testing
         #expect(trial.status == 4)
         #expect(trial.output.contains("E101") && trial.output.contains("E102"))
         #expect(bytes(image) == before)
-        #expect(daybook("fsck", "-p", image.path).status == 1)
+        let done = daybook("fsck", "-p", image.path)
+        #expect(done.status == 1, "\(done.output)\(done.errors)")
         #expect(daybook("fsck", "-n", "-f", image.path).status == 0)
+        try expectUndo(image, before)
     }
 
-    @Test func whatCannotBeRepairedStaysAsItIs() throws {
+    /// The undo file next to the image leads back to `before`, once.
+    private func expectUndo(_ image: TestImage, _ before: [UInt8]) throws {
+        let undo = image.path + ".undo-1"
+        defer { unlink(undo) }
+        let after = bytes(image)
+        let trial = daybook("fsck", "-n", "--undo", undo, image.path)
+        #expect(trial.status == 0, "\(trial.output)\(trial.errors)")
+        #expect(bytes(image) == after, "-n changed the image")
+        // Another image, and one that was changed since, are refused whole.
+        let other = try TestImage(megabytes: 64)
+        let untouched = bytes(other)
+        #expect(daybook("fsck", "--undo", undo, other.path).status == 8)
+        #expect(bytes(other) == untouched)
+        let done = daybook("fsck", "--undo", undo, image.path)
+        #expect(done.status == 1, "\(done.output)\(done.errors)")
+        let isBack = bytes(image) == before
+        #expect(isBack, "--undo leads elsewhere")
+        // Nothing of an undo file may be wrong.
+        var saved = ProcessFiles.contents(undo)!
+        saved[saved.count - 5] ^= 1
+        saved[40] ^= 1
+        let descriptor = open(undo, O_RDWR)
+        _ = saved.withUnsafeBytes { pwrite(descriptor, $0.baseAddress, $0.count, 0) }
+        close(descriptor)
+        #expect(daybook("fsck", "--undo", undo, image.path).status == 8)
+        let isStill = bytes(image) == before
+        #expect(isStill)
+    }
+
+    @Test func lossIsForThoseWhoAskForIt() throws {
         let image = try TestImage(megabytes: 64)
         try image.change { _ = try $0.make("a") }
         // The first frame of the retained journal.
@@ -69,10 +100,72 @@ import Testing
         }
         image.overwrite(UInt64(chunk) + 1)
         let before = bytes(image)
+        for option in ["-n", "-p"] {
+            let done = daybook("fsck", option, "-f", image.path)
+            #expect(done.status == 4)
+            #expect(done.output.contains("E302") && done.output.contains("would be lost: history is given up"), "\(done.output)")
+            #expect(bytes(image) == before)
+        }
         let done = daybook("fsck", "-y", "-f", image.path)
-        #expect(done.status == 4)
-        #expect(done.output.contains("E302"))
+        #expect(done.status == 1, "\(done.output)\(done.errors)")
+        #expect(done.output.contains(": lost: history is given up") && done.output.contains(" saved to "))
+        #expect(daybook("fsck", "-n", "-f", image.path).status == 0)
+        #expect(daybook("digest", image.path).status == 0)
+        try expectUndo(image, before)
+    }
+
+    @Test func nothingIsRepairedThatCannotBeSaved() throws {
+        let image = try TestImage(megabytes: 64)
+        image.overwrite(8)
+        let before = bytes(image)
+        let full = daybook("fsck", "-p", "--undo-file", "/dev/full", image.path)
+        #expect(full.status == 8 && full.errors.contains("nothing was repaired"))
+        #expect(daybook("fsck", "-p", "-z", "/nowhere/undo", image.path).status == 8)
         #expect(bytes(image) == before)
+        let named = temporaryPath("undo")
+        defer { unlink(named) }
+        #expect(daybook("fsck", "-p", "-z", named, image.path).status == 1)
+        #expect(daybook("fsck", "--undo", named, image.path).status == 1)
+        #expect(bytes(image) == before)
+        #expect(daybook("fsck", "-p", "--no-undo", image.path).status == 1)
+        #expect(access(image.path + ".undo-1", F_OK) != 0)
+        #expect(daybook("fsck", "-p", "--no-undo", "-z", named, image.path).status == 16)
+        #expect(daybook("fsck", "--undo", named, "-y", image.path).status == 16)
+    }
+
+    @Test func damagedFileDataAreNamedAndLeftAsTheyAre() throws {
+        let image = try TestImage(megabytes: 64)
+        try image.change {
+            try $0.make("hold this")
+            try $0.write("hold this", Array("0123456789abcdef".utf8) + (0..<30_000).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8) })
+        }
+        let start = bytes(image).withUnsafeBytes { all in
+            (16..<all.count / 4096).first { all[$0 * 4096] == 0x30 && all[$0 * 4096 + 15] == 0x66 }!
+        }
+        image.overwrite(UInt64(start) + 3)
+        let before = bytes(image)
+        for option in ["-n", "-p", "-y"] {
+            let done = daybook("fsck", option, "--data", image.path)
+            #expect(done.status == 4, "\(done.output)\(done.errors)")
+            #expect(done.output.contains("E418") && done.output.contains("offset 12288") && done.output.contains("(/hold this)"), "\(done.output)")
+            let same = bytes(image) == before
+            #expect(same)
+        }
+        #expect(daybook("fsck", "-f", image.path).status == 0)
+    }
+
+    @Test func stepsOfARepairAreShown() throws {
+        let image = try TestImage(megabytes: 64)
+        image.overwrite(0)
+        let done = daybook("fsck", "-p", "-C1", "--no-undo", image.path)
+        #expect(done.status == 1 && done.lines.contains { $0.hasPrefix("13 ") && $0.hasSuffix(image.path) }, "\(done.output)")
+    }
+
+    @Test func theTreeIsMadeFromTheJournalAlone() throws {
+        let image = try crashed()
+        let done = daybook("fsck", "-n", "--rebuild", image.path)
+        #expect(done.status == 0, "\(done.output)\(done.errors)")
+        #expect(done.output.contains("tree made from mkfs and the journal up to sequence 21") && done.output.contains("they are equal"), "\(done.output)")
     }
 
     @Test func whatIsNoFilesystemIsRefusedInOneLine() throws {

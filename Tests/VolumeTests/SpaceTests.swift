@@ -6,7 +6,30 @@ import Format
 import Memory
 import TestSupport
 import Testing
-import Volume
+
+@testable import Volume
+
+/// A disk that tells of its flushes.
+private final class TellingDisk: BlockDevice, @unchecked Sendable {
+    let disk: SimulatedDisk
+    private let lock = Lock()
+    private var hook: (@Sendable () -> Void)?
+
+    init(_ disk: SimulatedDisk) { self.disk = disk }
+    func onFlush(_ hook: (@Sendable () -> Void)?) { lock.withLock { self.hook = hook } }
+    var blockCount: UInt64 { disk.blockCount }
+    var isReadOnly: Bool { false }
+    var name: String { disk.name }
+    func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) { try disk.read(block, into: bytes) }
+    func write(_ block: BlockNumber, _ bytes: RawBytes) throws(DeviceError) { try disk.write(block, bytes) }
+    func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) {
+        try disk.write(block, gathering: pages)
+    }
+    func flush() throws(DeviceError) {
+        lock.withLock { hook }?()
+        try disk.flush()
+    }
+}
 
 @Suite struct SpaceTests {
     /// Overwrites and deletes several times the image's size: only history fills up, and history gives way.
@@ -42,6 +65,28 @@ import Volume
             // Nodes and the journal take some.
             #expect(volume.statistics().free >= before - 512, "round \(round)")
         }
+        try volume.close()
+    }
+
+    /// Nor does what was deleted vanish for as long as a checkpoint takes to list it.
+    @Test func whatIsDeletedIsFreeWhileACheckpointRuns() throws {
+        let disk = TellingDisk(try makeDisk())
+        let volume = try openVolume(disk)
+        let before = volume.statistics().free
+        try volume.make("f")
+        for part in 0..<8 as Range<UInt64> { try volume.write("f", pattern(1 << 20, part), at: part << 20) }
+        try volume.unlink("f")
+        #expect(waitFor { volume.lock.withLock { volume.reclaimable.isEmpty } })
+        let lock = Lock()
+        nonisolated(unsafe) var seen: [UInt64] = []
+        disk.onFlush {
+            let free = volume.statistics().free
+            lock.withLock { seen.append(free) }
+        }
+        try volume.checkpointNow()
+        disk.onFlush(nil)
+        let least = lock.withLock { seen.min() }
+        #expect(try #require(least) >= before - 512)
         try volume.close()
     }
 

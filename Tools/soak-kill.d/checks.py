@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
+import postgres
 from ledger import Ledger
 from writers import DATABASES, GIT, Notes, tree_states
 
@@ -125,3 +126,7 @@ def check_sqlite(point, outside):
             assert row == number and hashlib.sha256(body).hexdigest() == digest, f"{name}.sqlite: row {number} is wrong"
         words.append(f"{name} {last} in [{kept}, {tried}]")
     return ", ".join(words) or "sqlite not begun"
+
+
+def check_postgres(point, outside, thorough):
+    return postgres.check(point / "postgres", outside, Notes.read(outside / "postgres.notes"), thorough)

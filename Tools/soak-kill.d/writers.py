@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+import postgres as postgresql
 from ledger import Ledger
 
 GONE = (errno.ENOTCONN, errno.ECONNABORTED)
@@ -35,10 +36,14 @@ class Notes:
     """An append-only file outside the mount."""
 
     def __init__(self, path):
+        self.path = path
         self.file = open(path, "ab", buffering=0)
 
     def add(self, *words):
         self.file.write((" ".join(str(word) for word in words) + "\n").encode())
+
+    def was(self, word):
+        return any(words[0] == word for words in Notes.read(self.path))
 
     @staticmethod
     def read(path):
@@ -202,7 +207,12 @@ def sqlite(root, outside, seed):
         numbers[name] = number
 
 
-WRITERS = {"ledger-1": ledger, "ledger-2": ledger, "untar": untar, "git": git, "sqlite": sqlite}
+def postgres(root, outside, seed):
+    """A PostgreSQL server and one client of it."""
+    postgresql.work(root, outside, seed, Notes(outside / "postgres.notes"))
+
+
+WRITERS = {"ledger-1": ledger, "ledger-2": ledger, "untar": untar, "git": git, "sqlite": sqlite, "postgres": postgres}
 
 
 def gone(point, device, problem):

@@ -33,15 +33,22 @@ PACKAGES = {
     "sqlite3": "sqlite3",
     "git": "git",
     "cc": "gcc",
+    "pkg-config": "pkg-config",
+    "postgres": "postgresql",
     "tar": "tar",
     "fusermount3": "fuse3",
 }
 
 
+def add_to_path():
+    """Where Debian keeps what is not for everybody's hands: administration, and the server of each version of PostgreSQL."""
+    servers = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    os.environ["PATH"] = ":".join([os.environ["PATH"], "/usr/sbin", "/sbin", *map(str, servers[:1])])
+
+
 def install_packages(*commands):
     """Brings the packages of missing commands with apt-get; does nothing when all are there."""
-    path = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    os.environ["PATH"] = path
+    add_to_path()
     missing = sorted({PACKAGES[command] for command in commands if not shutil.which(command)})
     if not missing:
         return
@@ -51,6 +58,7 @@ def install_packages(*commands):
     for attempt in (install, ["apt-get", "update", "-q"], install):
         result = subprocess.run(attempt, env=environment, capture_output=True, text=True)
         if attempt is install and result.returncode == 0:
+            add_to_path()
             return
     raise Failure(f"cannot install {' '.join(missing)}: {last_line(result.stderr)}")
 

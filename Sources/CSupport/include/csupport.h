@@ -12,6 +12,9 @@ uint32_t daybook_crc32c(uint32_t crc, const void *data, size_t length);
 int daybook_o_direct(void);
 int daybook_o_noatime(void);
 
+/// pread(2) of what the page cache holds, without waiting for the medium. Returns the bytes read, or -1 with errno set.
+long daybook_read_resident(int fd, void *buffer, size_t size, int64_t offset);
+
 /// llistxattr(2), lgetxattr(2) and lremovexattr(2): <sys/xattr.h> is in no module.
 long daybook_list_xattrs(const char *path, void *names, size_t size);
 long daybook_get_xattr(const char *path, const char *name, void *value, size_t size);
