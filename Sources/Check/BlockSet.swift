@@ -6,6 +6,8 @@ import Format
 package struct BlockSet: Sendable {
     package static let pieceBlocks = UInt64(Region.blocks)
     private static let pieceWords = Region.blocks / 64
+    /// All that are full are this one: a few bytes of an image may claim terabytes of a file of holes.
+    private static let full = ContiguousArray(repeating: UInt64.max, count: pieceWords)
 
     package let blockCount: UInt64
     private var pieces: [ContiguousArray<UInt64>]
@@ -35,6 +37,12 @@ package struct BlockSet: Sendable {
         while block < end {
             let region = Int(block / Self.pieceBlocks)
             let bit = block % Self.pieceBlocks
+            if bit == 0 && end - block >= Self.pieceBlocks && pieces[region].isEmpty {
+                pieces[region] = Self.full
+                count += Self.pieceBlocks
+                block += Self.pieceBlocks
+                continue
+            }
             let width = min(64 - bit & 63, end - block, Self.pieceBlocks - bit)
             let mask = (width == 64 ? UInt64.max : (1 << width) - 1) << (bit & 63)
             if pieces[region].isEmpty { pieces[region] = ContiguousArray(repeating: 0, count: Self.pieceWords) }
@@ -54,6 +62,11 @@ package struct BlockSet: Sendable {
         while block < end {
             let piece = pieces[Int(block / Self.pieceBlocks)]
             let bit = block % Self.pieceBlocks
+            if bit == 0 && end - block >= Self.pieceBlocks && (piece.isEmpty || piece == Self.full) {
+                if piece.isEmpty { return block }
+                block += Self.pieceBlocks
+                continue
+            }
             let width = min(64 - bit & 63, end - block, Self.pieceBlocks - bit)
             let mask = (width == 64 ? UInt64.max : (1 << width) - 1) << (bit & 63)
             let missing = piece.isEmpty ? mask : mask & ~piece[Int(bit >> 6)]

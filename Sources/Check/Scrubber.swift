@@ -64,7 +64,9 @@ public enum ScrubPhase: String, Sendable, CaseIterable { case space, journal, fi
 
 public final class Scrubber {
     let device: any BlockDevice
-    private let hasWriter: () -> Bool
+    private let isWritten: () -> Bool
+    /// Whether somebody writes, or did since we began: who has gone since may have moved things, too.
+    private var hadWriter = false
     private let commit: () -> Bool
     private let progress: (ScrubPhase) -> Void
     private let onDamage: (Damage) -> Void
@@ -91,7 +93,7 @@ public final class Scrubber {
         progress: @escaping (ScrubPhase) -> Void = { _ in }, isCancelled: @escaping () -> Bool = { false }
     ) throws(CheckError) {
         self.device = device
-        self.hasWriter = hasWriter
+        isWritten = hasWriter
         self.commit = commit
         self.progress = progress
         self.onDamage = onDamage
@@ -108,6 +110,7 @@ public final class Scrubber {
     }
 
     public func run() throws(CheckError) -> ScrubReport {
+        _ = hasWriter()
         do throws(Cancelled) {
             try scrubSlots()
             for attempt in 1... {
@@ -128,6 +131,11 @@ public final class Scrubber {
         report.checkpoints = checkpoints.count
         report.superblock = superblock
         return report
+    }
+
+    private func hasWriter() -> Bool {
+        hadWriter = hadWriter || isWritten()
+        return hadWriter
     }
 
     private func found(_ damage: Damage) {

@@ -76,6 +76,26 @@ private func findBlock(_ path: String, _ bytes: ArraySlice<UInt8>) -> UInt64? {
         #expect(daybook("scrub", "--rate", "-1", image.path).status == 2)
     }
 
+    @Test func theRateIsKeptAndProgressShown() throws {
+        let image = try TestImage(megabytes: 64)
+        try image.change { volume in
+            try volume.make("file")
+            for part in 0..<4 as Range<UInt64> { try volume.write("file", contents(UInt8(part), 1 << 20), at: part << 20) }
+        }
+        func seconds(_ body: () -> Void) -> Double {
+            var (before, after) = (timespec(), timespec())
+            clock_gettime(CLOCK_MONOTONIC, &before)
+            body()
+            clock_gettime(CLOCK_MONOTONIC, &after)
+            return Double(after.tv_sec - before.tv_sec) + Double(after.tv_nsec - before.tv_nsec) / 1e9
+        }
+        var status: Int32 = -1
+        #expect(seconds { status = daybook("scrub", "--rate", "2.5", image.path).status } > 1.5)
+        #expect(status == 0)
+        let result = daybook("scrub", "--progress", image.path)
+        #expect(result.status == 0 && result.errors.contains(" 100 \(image.path)\n") && result.errors.hasSuffix("done 100 100 \(image.path)\n"))
+    }
+
     @Test func aDataBlock() throws {
         let image = try makeImage()
         let block = try find(image, contents(3)[4096..<8192])
