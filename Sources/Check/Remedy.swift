@@ -5,7 +5,8 @@ extension FindingCode {
     public var remedy: String {
         switch self {
         case .slotDamaged:
-            "Written anew from the other slot. With both lost: from the copy in the last block, the newest checkpoint found on the medium and the journal."
+            "Written anew from the other slot. With both lost: from the copy in the last block, the newest checkpoint found on "
+                + "the medium and the journal."
         case .identityDamaged, .identityDiffers:
             "Written anew from the superblock."
         case .slotsDisagree, .superblockContradiction:
@@ -13,8 +14,10 @@ extension FindingCode {
         case .markedDamaged:
             "The mark is taken away once a check finds nothing."
         case .spaceNodeDamaged, .spaceNodeOrder, .spaceItemMalformed:
-            "The space state is made anew from the trees, the dead lists and the journal. Checkpoints that the index no longer names are looked for on all of the medium."
-        case .regionMissing, .bitmapDamaged, .regionFreeCount, .chunkItem, .pendingList, .historyCount, .blockUsedButFree, .blockLeaked, .shareCount:
+            "The space state is made anew from the trees, the dead lists and the journal. Checkpoints that the index no longer "
+                + "names are looked for on all of the medium."
+        case .regionMissing, .bitmapDamaged, .regionFreeCount, .chunkItem, .pendingList, .historyCount, .blockUsedButFree,
+            .blockLeaked, .shareCount:
             "The space state is made anew from the trees, the dead lists and the journal."
         case .checkpointItem, .checkpointPosition:
             "The checkpoint is made anew from one before it and the journal."
@@ -27,31 +30,44 @@ extension FindingCode {
         case .recoveryImpossible:
             "Replayed from an older checkpoint; if that fails as well, the journal is cut off where it fails."
         case .nodeDamaged, .nodeOrder:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: the tree without the node, files without a name in lost+found."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: the tree without the node, files without a name in lost+found."
         case .itemMisplaced, .piecesUnowned, .orphanItem:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: the item is removed."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: the item is removed."
         case .inodeMalformed:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: the attributes are made anew: owner root, mode 0600."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: the attributes are made anew: owner root, mode 0600."
         case .extentMalformed, .extentsOverlap, .blockOutside:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: the extent is removed; the place reads as zeros."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: the extent is removed; the place reads as zeros."
         case .dataBeyondEnd:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: what lies behind the end is cut off."
-        case .inodeBlocks, .xattrCount, .bornLater, .inodeCount, .dataBlockCount, .nextInode, .entryKind, .linkCount, .directoryLength, .directoryLinks, .directoryParent, .nameHint:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: counted anew."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: what lies behind the end is cut off."
+        case .inodeBlocks, .xattrCount, .bornLater, .inodeCount, .dataBlockCount, .nextInode, .entryKind, .linkCount,
+            .directoryLength, .directoryLinks, .directoryParent, .nameHint:
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: counted anew."
         case .symlinkTarget:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: the symbolic link is removed."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: the symbolic link is removed."
         case .xattrMalformed, .xattrValue:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: the attribute is removed."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: the attribute is removed."
         case .dataDamaged:
-            "None: nothing holds the data once more. Reading that block stays an error (EIO), that of the rest of the file works. Overwriting it, or restoring the file from a past state, ends the error."
+            "None: nothing holds the data once more. Reading that block stays an error (EIO), that of the rest of the file "
+                + "works. Overwriting it, or restoring the file from a past state, ends the error."
         case .tailNotZero:
             "None."
         case .accessControlList:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: the list is removed; the mode alone counts."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: the list is removed; the mode alone counts."
         case .entryMalformed, .entryOffset, .duplicateName, .entryDangling, .directoryNames:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: the name is removed, what it led to is found in lost+found."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: the name is removed, what it led to is found in lost+found."
         case .directoryLoop, .unnamedInode:
-            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal does not lead there: found in lost+found."
+            "The tree is made anew from the nearest older checkpoint that is whole and the journal behind it. If the journal "
+                + "does not lead there: found in lost+found."
         case .blockShared:
             "Counted as shared if both are file data; the checksums tell whose it is. Else as E405."
         case .deadListDamaged, .deadEntry, .deadBlockInUse, .deadCounts:
@@ -66,7 +82,9 @@ extension FindingCode {
         switch self {
         case .slotDamaged:
             "Nothing. With both lost: settings made after mkfs."
-        case .identityDamaged, .identityDiffers, .slotsDisagree, .markedDamaged, .superblockContradiction, .regionMissing, .bitmapDamaged, .regionFreeCount, .checkpointItem, .chunkItem, .pendingList, .historyCount, .checkpointPosition, .tailNotZero, .blockUsedButFree, .blockLeaked, .shareCount:
+        case .identityDamaged, .identityDiffers, .slotsDisagree, .markedDamaged, .superblockContradiction, .regionMissing,
+            .bitmapDamaged, .regionFreeCount, .checkpointItem, .chunkItem, .pendingList, .historyCount, .checkpointPosition,
+            .tailNotZero, .blockUsedButFree, .blockLeaked, .shareCount:
             "Nothing."
         case .spaceNodeDamaged, .spaceNodeOrder, .spaceItemMalformed:
             "Nothing, unless a checkpoint is found nowhere: then history before the oldest one found."
@@ -88,7 +106,8 @@ extension FindingCode {
             "Nothing; or the data there, by path and offset, and history."
         case .dataBeyondEnd:
             "Nothing; or what could not be read anyway, and history."
-        case .inodeBlocks, .xattrCount, .bornLater, .inodeCount, .dataBlockCount, .nextInode, .entryKind, .linkCount, .directoryLength, .directoryLinks, .directoryParent, .directoryLoop, .unnamedInode, .orphanItem, .nameHint:
+        case .inodeBlocks, .xattrCount, .bornLater, .inodeCount, .dataBlockCount, .nextInode, .entryKind, .linkCount,
+            .directoryLength, .directoryLinks, .directoryParent, .directoryLoop, .unnamedInode, .orphanItem, .nameHint:
             "Nothing; or history."
         case .symlinkTarget:
             "Nothing; or the link, by path, and history."

@@ -305,7 +305,8 @@ final class Mend {
 
     /// An inode whose attributes are lost (M3).
     private func revive(_ inode: UInt64, _ kind: FileKind, length: UInt64, blocks: UInt64) {
-        say("its attributes are lost: it comes back as a \(kind) of owner root and \(length) \(kind == .directory ? "names" : "bytes")", inode, isLoss: true)
+        let unit = kind == .directory ? "names" : "bytes"
+        say("its attributes are lost: it comes back as a \(kind) of owner root and \(length) \(unit)", inode, isLoss: true)
         var node = Node(number: inode, kind: kind.rawValue, links: 0, length: 0, parent: 0, parentEntry: 0)
         node.isNew = true
         nodes.append(node)
@@ -419,7 +420,9 @@ final class Mend {
                 }
                 doomed.append(owner)
             }
-            say("the value of extended attribute '\(value.name)', \(value.length) bytes, is lost: the attribute is removed", value.inode, isLoss: true)
+            say(
+                "the value of extended attribute '\(value.name)', \(value.length) bytes, is lost: the attribute is removed", value.inode,
+                isLoss: true)
             lose(value)
         }
         values = [:]
@@ -576,7 +579,7 @@ final class Mend {
     private func lostAndFound() throws -> UInt64 {
         let name = Array("lost+found".utf8)
         for entry in names where entry.directory == 1 && !entry.isGone {
-            if let value = try? tree.find(Key(.root, .entry, entry.offset)), let item = EntryItem(value), name.withRawBytes({ item.name.equals($0) }),
+            if nameInRoot(entry.offset) == name,
                 let at = index(of: entry.inode), nodes[at].isDirectory, nodes[at].names > 0
             { return entry.inode }
         }
@@ -584,9 +587,7 @@ final class Mend {
         nextInode = max(nextInode, highest + 1)
         let number = nextInode
         nextInode += 1
-        if names.contains(where: { entry in
-            entry.directory == 1 && !entry.isGone && ((try? tree.find(Key(.root, .entry, entry.offset))).flatMap { $0.flatMap { EntryItem($0)?.name.array } } == name)
-        }) { wanted = Array("lost+found.\(number)".utf8) }
+        if names.contains(where: { $0.directory == 1 && !$0.isGone && nameInRoot($0.offset) == name }) { wanted = Array("lost+found.\(number)".utf8) }
         let offset = try freeOffset(1, wanted)
         EntryItem.store(
             try put(Key(.root, .entry, offset), EntryItem.size(nameLength: wanted.count)), inode: InodeNumber(number),
@@ -603,9 +604,16 @@ final class Mend {
         return number
     }
 
+    private func nameInRoot(_ offset: UInt64) -> [UInt8]? {
+        guard let value = try? tree.find(Key(.root, .entry, offset)) else { return nil }
+        return EntryItem(value)?.name.array
+    }
+
     private func freeOffset(_ directory: UInt64, _ name: [UInt8]) throws -> UInt64 {
         let base = name.withRawBytes { NameHash.offset($0, seed: superblock.seed) }
-        for ordinal in 0..<NameHash.ordinals where try tree.find(Key(InodeNumber(directory), .entry, base + ordinal)) == nil { return base + ordinal }
+        for offset in base..<base + NameHash.ordinals where try tree.find(Key(InodeNumber(directory), .entry, offset)) == nil {
+            return offset
+        }
         throw RepairFailure(.damaged, "no place for a name in lost+found")
     }
 
@@ -643,7 +651,8 @@ final class Mend {
             update(node.number) { $0.length = node.entries }
         }
         let parent: (UInt64, UInt64) = isRoot ? (1, node.parentEntry) : node.names > 0 ? (node.nameDirectory, node.nameOffset) : (0, 0)
-        let isRight = isRoot ? node.parent == 1 : node.names > 0 ? node.hintMet || (!node.isDirectory && node.parent == 0 && !node.isNew) : node.parent == 0
+        let needsNone = !node.isDirectory && node.parent == 0 && !node.isNew
+        let isRight = isRoot ? node.parent == 1 : node.names > 0 ? node.hintMet || needsNone : node.parent == 0
         if !isRight && !node.isNew { say("the place that it notes of its name is put right", node.number, isLoss: false) }
         if !isRight || node.isNew {
             update(node.number) {
@@ -670,8 +679,9 @@ final class Mend {
             let key = Key(InodeNumber(number), .inode)
             var item: InodeItem
             if nodes[at].isNew {
-                let kind = UInt32(nodes[at].kind) << 12
-                item = InodeItem(mode: kind | (number == 1 ? 0o755 : nodes[at].isDirectory ? 0o700 : nodes[at].kind == FileKind.symlink.rawValue ? 0o777 : 0o600), uid: 0, gid: 0, links: 0, time: time)
+                let isSymlink = nodes[at].kind == FileKind.symlink.rawValue
+                let permissions: UInt32 = number == 1 ? 0o755 : nodes[at].isDirectory ? 0o700 : isSymlink ? 0o777 : 0o600
+                item = InodeItem(mode: UInt32(nodes[at].kind) << 12 | permissions, uid: 0, gid: 0, links: 0, time: time)
             } else {
                 guard let value = try tree.find(key) else { continue }
                 item = InodeItem(value)

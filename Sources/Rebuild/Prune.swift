@@ -62,7 +62,7 @@ final class Prune {
         if level > 0 { items[0].key = lower }
         let inside = items.filter { !($0.key < lower) && (upper == nil || $0.key < upper!) }
         if inside.count < items.count {
-            lost.append(LostRange(lower: lower, upper: upper, block: reference.address, text: "\(items.count - inside.count) items that belong elsewhere"))
+            _ = lose("\(items.count - inside.count) items that belong elsewhere")
             items = inside
             changed = true
         }

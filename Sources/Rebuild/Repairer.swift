@@ -193,7 +193,8 @@ public final class Repairer {
             try base.write(Superblock.slots[slot], page.bytes)
         }
         lines.append(RepairLine(
-            "both superblock slots are made anew, from their copy in the last block, checkpoint \(last.sequence) and the journal behind it; settings made after mkfs are lost",
+            "both superblock slots are made anew, from their copy in the last block, checkpoint \(last.sequence) and the journal behind it;"
+                + " settings made after mkfs are lost",
             isLoss: true))
         return true
     }
@@ -309,7 +310,9 @@ public final class Repairer {
     }
 
     /// B, C: the newest tree, whole, or made from an older one and the journal.
-    private func fromCheckpoint(_ survey: Survey, oldest: Int, from: Int, lines: [RepairLine], cut: JournalPosition? = nil) throws -> (OverlayDevice, [RepairLine])? {
+    private func fromCheckpoint(
+        _ survey: Survey, oldest: Int, from: Int, lines: [RepairLine], cut: JournalPosition? = nil
+    ) throws -> (OverlayDevice, [RepairLine])? {
         let items = survey.candidates[oldest...from].map(\.item)
         let overlay = try survey.device.copy()
         var builder = StateBuilder(overlay, avoid: avoid, isCancelled: environment.isCancelled)
@@ -326,9 +329,9 @@ public final class Repairer {
                 "the tree at sequence \(at) is made anew from checkpoint \(items[items.count - 1].sequence) and the journal behind it",
                 isLoss: false))
         }
+        let source = items.count == 1 ? "the tree" : "the trees and what died between them"
         lines.append(RepairLine(
-            "free space, share counts and the indexes of checkpoints and journal are made anew from \(items.count == 1 ? "the tree" : "the trees and what died between them")",
-            isLoss: false))
+            "free space, share counts and the indexes of checkpoints and journal are made anew from \(source)", isLoss: false))
         if !clean {
             let stops = survey.candidates[from...].filter { $0.isMet && $0.item.sequence > built.checkpoint.sequence }.map(\.item.sequence)
             try settle(overlay, &builder, built, claims, stops: cut == nil ? stops : [])
@@ -337,7 +340,9 @@ public final class Repairer {
     }
 
     /// D: history before a gap is given up; records that cannot be replayed are cut off.
-    private func withoutHistory(_ survey: Survey, oldest: Int, from: Int, stepsBack: Bool, lines: [RepairLine]) throws -> (OverlayDevice, [RepairLine])? {
+    private func withoutHistory(
+        _ survey: Survey, oldest: Int, from: Int, stepsBack: Bool, lines: [RepairLine]
+    ) throws -> (OverlayDevice, [RepairLine])? {
         var lines = lines
         if oldest > 0 { lines.append(lostHistory(survey, to: oldest)) }
         if survey.firstContinuous > survey.newest {
@@ -356,14 +361,14 @@ public final class Repairer {
     private func restartedLine(_ survey: Survey) -> RepairLine {
         let what = slots.newest.isClean ? "" : ", and what may have followed is lost"
         return RepairLine(
-            "the journal cannot be read where checkpoint \(survey.superblock.checkpoint.sequence) goes on: a new one begins there\(what)", isLoss: true)
+            "the journal cannot be read where checkpoint \(survey.superblock.checkpoint.sequence) goes on: a new one begins there\(what)",
+            isLoss: true)
     }
 
     private func lostHistory(_ survey: Survey, to oldest: Int) -> RepairLine {
         let why = survey.gaps.first.map { ": behind sequence \($0.after) " + $0.text } ?? ""
-        return RepairLine(
-            "history is given up: past states from sequence \(survey.candidates[0].item.sequence) to \(survey.candidates[oldest].item.sequence.value - 1) can no longer be opened\(why)",
-            isLoss: true)
+        let (from, to) = (survey.candidates[0].item.sequence, survey.candidates[oldest].item.sequence.value - 1)
+        return RepairLine("history is given up: past states from sequence \(from) to \(to) can no longer be opened\(why)", isLoss: true)
     }
 
     private func lostRecords(_ cut: (position: JournalPosition, text: String)) -> RepairLine {
@@ -458,7 +463,8 @@ public final class Repairer {
         item.root = frozen.sealedRoot
         item.rootLevel = frozen.level
         superblock.checkpoint = item
-        _ = try builder.build(superblock, newestSlot: slots.newestSlot, kept: [item], claims: BlockSet(blockCount: superblock.blockCount), clean: true)
+        _ = try builder.build(
+            superblock, newestSlot: slots.newestSlot, kept: [item], claims: BlockSet(blockCount: superblock.blockCount), clean: true)
         return (overlay, lines)
     }
 
@@ -489,7 +495,8 @@ public final class Repairer {
         } else {
             let view = View(checkpoint: item, superblock: survey.superblock, device: survey.device, cacheBytes: Self.cacheBytes)
             position = try Replay(view, from: item).run().position
-            lines.append(RepairLine("what was done after sequence \(position.next.value - 1) is lost: the journal does not lead further", isLoss: true))
+            lines.append(RepairLine(
+                "what was done after sequence \(position.next.value - 1) is lost: the journal does not lead further", isLoss: true))
         }
         if at > 0 { lines.append(lostHistory(survey, to: at)) }
         return try fromCheckpoint(survey, oldest: at, from: at, lines: lines, cut: position)

@@ -73,7 +73,11 @@ struct StateBuilder {
                 var end = first + 1
                 while end < start + count, !all.contains(end) { end += 1 }
                 all.insert(first, end - first)
-                if let last = runs.last, last.kind == kind, last.start + last.count == first { runs[runs.count - 1].count += end - first } else { runs.append((first, end - first, kind)) }
+                if let last = runs.last, last.kind == kind, last.start + last.count == first {
+                    runs[runs.count - 1].count += end - first
+                } else {
+                    runs.append((first, end - first, kind))
+                }
                 at = end
                 if at >= start + count { break }
             }
@@ -89,7 +93,9 @@ struct StateBuilder {
     }
 
     /// Chunks from that of the oldest checkpoint to that of the newest; then the successor.
-    private func chunks(_ superblock: Superblock, from oldest: JournalPosition, to newest: JournalPosition) throws -> [(serial: UInt64, header: ChunkHeader)] {
+    private func chunks(
+        _ superblock: Superblock, from oldest: JournalPosition, to newest: JournalPosition
+    ) throws -> [(serial: UInt64, header: ChunkHeader)] {
         var found: [(UInt64, ChunkHeader)] = []
         let page = AlignedBuffer(count: blockSize)
         var at = oldest.chunk
@@ -130,7 +136,9 @@ struct StateBuilder {
         for item in items where item.deadList.value != 0 {
             let list = try ListChain.readDead(item.deadList, crc: item.deadListCRC, id: superblock.id, device: device)
             for block in list.blocks { used.take(block.value, 1, .space) }
-            for entry in list.entries { used.take(entry.start.value, UInt64(entry.count), entry.kind == DeadEntry.Kind.node.rawValue ? .node : .data) }
+            for entry in list.entries {
+                used.take(entry.start.value, UInt64(entry.count), entry.kind == DeadEntry.Kind.node.rawValue ? .node : .data)
+            }
         }
 
         let map = SpaceMap.empty(blockCount: superblock.blockCount)

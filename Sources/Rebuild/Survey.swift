@@ -85,7 +85,8 @@ final class Survey {
         let horizon = max(superblock.horizon, moved)
         guard oldest > horizon else { return nil }
         return RepairLine(
-            "history is given up: past states from sequence \(horizon) to \(oldest.value - 1) can no longer be opened: their checkpoints are found nowhere",
+            "history is given up: past states from sequence \(horizon) to \(oldest.value - 1) can no longer be opened:"
+                + " their checkpoints are found nowhere",
             isLoss: true)
     }
 
@@ -242,7 +243,8 @@ final class Survey {
                 guard let frame = try reader.next() else {
                     // Nothing follows: or the next chunk's header is lost.
                     if mendHeader(reader.successor, serial: reader.position.serial + 1, behind: reader.position) { return .again }
-                    if reader.position.next <= target { return .broken(at: reader.position.next, "nothing follows sequence \(reader.position.next.value - 1)") }
+                    let next = reader.position.next
+                    if next <= target { return .broken(at: next, "nothing follows sequence \(next.value - 1)") }
                     end = reader.position
                     return .reached
                 }

@@ -421,7 +421,8 @@ private final class FsckSession {
                 return FsckStatus.clean
             }
             let (restored, lost) = try saved.restore(to: file)
-            print("\(path): \(counted(UInt64(restored), "block")) put back" + (lost > 0 ? "; \(counted(UInt64(lost), "block")) could not be read when they were to be saved" : ""))
+            let rest = lost > 0 ? "; \(counted(UInt64(lost), "block")) could not be read when they were to be saved" : ""
+            print("\(path): \(counted(UInt64(restored), "block")) put back\(rest)")
             return FsckStatus.corrected
         } catch { throw failure(error) }
     }
