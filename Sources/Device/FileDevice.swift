@@ -9,6 +9,7 @@ public import Format
 import Glibc
 public import Memory
 import CSupport
+import Synchronization
 
 public final class FileDevice: BlockDevice, @unchecked Sendable {
     public let blockCount: UInt64
@@ -20,6 +21,7 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
     public let isBlockDevice: Bool
     /// The same file by way of the page cache, where `descriptor` goes past it; else `descriptor`.
     private let cached: Int32
+    private let usesHostCache = Atomic<Bool>(false)
     public var isThin: Bool { !isBlockDevice }
 
     // After a failed flush there is no good one any more (D2): the host tells of a write that it lost once, to whoever asks first, and a
@@ -94,14 +96,16 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
         }
     }
 
+    public func admitHostCache() { usesHostCache.store(true, ordering: .relaxed) }
+
     public func readResident(_ block: BlockNumber, into bytes: RawBytes) -> Bool {
-        block.value < blockCount
+        usesHostCache.load(ordering: .relaxed) && block.value < blockCount
             && daybook_read_resident(cached, bytes.pointer, bytes.count, Int64(block.value) << 12) == bytes.count
     }
 
     public func readCached(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
         if readResident(block, into: bytes) { return }
-        guard cached != descriptor, block.value < blockCount else { return try read(block, into: bytes) }
+        guard cached != descriptor, usesHostCache.load(ordering: .relaxed), block.value < blockCount else { return try read(block, into: bytes) }
         // A checkpoint writes neighbours in the tree side by side, and who asks for one mostly asks for others soon.
         let first = block.value & ~(Self.nearby - 1)
         posix_fadvise(cached, off_t(first) << 12, off_t(Self.nearby) << 12, POSIX_FADV_WILLNEED)

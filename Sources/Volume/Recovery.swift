@@ -46,6 +46,7 @@ extension Volume {
                 horizon: image.superblock.horizon, options: options, clock: clock, mayMoveHorizon: mayMoveHorizon,
                 onEvent: onEvent)
             volume.recovery = result
+            device.admitHostCache()
             return volume
         }
         guard !device.isReadOnly else { throw OpenError(.device, "\(device.name): opened read-only") }
@@ -57,6 +58,7 @@ extension Volume {
         }
         let volume = try recover(
             image, options: options, clock: clock, random: random, mayMoveHorizon: mayMoveHorizon, onEvent: onEvent)
+        device.admitHostCache()
         volume.start()
         return volume
     }
