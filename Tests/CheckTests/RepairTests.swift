@@ -183,6 +183,49 @@ func expectRepair(_ disk: SimulatedDisk, _ outcome: RepairOutcome, digest: [UInt
         #expect(same)
     }
 
+    @Test(arguments: ["space", "history", "tree"]) func sharedBlocksAreCountedAnew(what: String) throws {
+        // Blocks that two and three files hold, some of them let go of since, some only in the past.
+        let disk = try makeDisk()
+        let volume = try openVolume(disk)
+        for name in ["a", "b", "c", "d"] { try volume.make(name) }
+        try volume.write("a", pattern(400_000, 1))
+        try volume.write("d", pattern(40_000, 2))
+        try volume.checkpointNow()
+        let source = try volume.find("a").inode
+        for (name, offset) in [("b", 0), ("c", 40960)] {
+            _ = try volume.copyRange(from: source, at: UInt64(offset), to: try volume.find(name).inode, at: 0, length: 200_704, testCaller)
+        }
+        try volume.checkpointNow()
+        try volume.write("b", pattern(8192, 3), at: 4096)
+        try volume.checkpointNow()
+        try volume.unlink("c")
+        try volume.write("d", pattern(9000, 4))
+        try volume.checkpointNow()
+        try volume.make("e")
+        try volume.close()
+        let digest = try treeDigest(disk)
+        let editor = try Editor(disk)
+        #expect(editor.space.contains { $0.key.high == UInt64(SpaceItemType.share.rawValue) })
+        switch what {
+        case "space": editor.spoil(editor.superblock.spaceRoot.address)
+        case "history": editor.spoil(editor.checkpoints[2].deadList)
+        default: editor.spoil(editor.superblock.checkpoint.root.address)
+        }
+        let repairer = makeRepairer(disk)
+        let outcome = try #require(try repairer.plan(), "\(repairer.attempts)")
+        #expect(!outcome.losesSomething, "\(described(outcome))")
+        try expectRepair(disk, outcome, digest: digest)
+        // What the counts say now decides what dies when the last extent lets go.
+        try Changes(makeRepairer(disk).plan()!.overlay).write(to: disk)
+        let after = try openVolume(disk)
+        try after.unlink("a")
+        try after.checkpointNow()
+        try after.unlink("b")
+        try after.close()
+        let report = try Checker(disk).run()
+        #expect(report.isClean, "\(report.findings.map(\.description))")
+    }
+
     @Test func filesWithoutANameAreFound() throws {
         // The names of the root are lost, and no past is left to take them from.
         let disk = baseImage.copy()
