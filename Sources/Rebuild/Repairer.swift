@@ -324,7 +324,7 @@ public final class Repairer {
             survey.superblock, newestSlot: slots.newestSlot, kept: items, claims: claims, clean: clean, cut: cut)
         var lines = lines
         if !isNewest {
-            let at = cut.map { min($0.next.value - 1, survey.superblock.checkpoint.sequence.value) } ?? survey.superblock.checkpoint.sequence.value
+            let at = cut.map { min($0.next.before.value, survey.superblock.checkpoint.sequence.value) } ?? survey.superblock.checkpoint.sequence.value
             lines.append(RepairLine(
                 "the tree at sequence \(at) is made anew from checkpoint \(items[items.count - 1].sequence) and the journal behind it",
                 isLoss: false))
@@ -367,7 +367,7 @@ public final class Repairer {
 
     private func lostHistory(_ survey: Survey, to oldest: Int) -> RepairLine {
         let why = survey.gaps.first.map { ": behind sequence \($0.after) " + $0.text } ?? ""
-        let (from, to) = (survey.candidates[0].item.sequence, survey.candidates[oldest].item.sequence.value - 1)
+        let (from, to) = (survey.candidates[0].item.sequence, survey.candidates[oldest].item.sequence.before)
         return RepairLine("history is given up: past states from sequence \(from) to \(to) can no longer be opened\(why)", isLoss: true)
     }
 
@@ -496,7 +496,7 @@ public final class Repairer {
             let view = View(checkpoint: item, superblock: survey.superblock, device: survey.device, cacheBytes: Self.cacheBytes)
             position = try Replay(view, from: item).run().position
             lines.append(RepairLine(
-                "what was done after sequence \(position.next.value - 1) is lost: the journal does not lead further", isLoss: true))
+                "what was done after sequence \(position.next.before) is lost: the journal does not lead further", isLoss: true))
         }
         if at > 0 { lines.append(lostHistory(survey, to: at)) }
         return try fromCheckpoint(survey, oldest: at, from: at, lines: lines, cut: position)

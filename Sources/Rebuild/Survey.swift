@@ -85,7 +85,7 @@ final class Survey {
         let horizon = max(superblock.horizon, moved)
         guard oldest > horizon else { return nil }
         return RepairLine(
-            "history is given up: past states from sequence \(horizon) to \(oldest.value - 1) can no longer be opened:"
+            "history is given up: past states from sequence \(horizon) to \(oldest.before) can no longer be opened:"
                 + " their checkpoints are found nowhere",
             isLoss: true)
     }
@@ -208,7 +208,7 @@ final class Survey {
             case .again where patience > 0: patience -= 1
             case .again: index += 1
             case .broken(let at, let text):
-                gaps.append((SequenceNumber(at.value - 1), text))
+                gaps.append((at.before, text))
                 index = (index + 1..<candidates.count).first { candidates[$0].item.sequence >= at } ?? candidates.count
             }
         }
@@ -244,7 +244,7 @@ final class Survey {
                     // Nothing follows: or the next chunk's header is lost.
                     if mendHeader(reader.successor, serial: reader.position.serial + 1, behind: reader.position) { return .again }
                     let next = reader.position.next
-                    if next <= target { return .broken(at: next, "nothing follows sequence \(next.value - 1)") }
+                    if next <= target { return .broken(at: next, "nothing follows sequence \(next.before)") }
                     end = reader.position
                     return .reached
                 }
@@ -346,4 +346,9 @@ final class Survey {
         }
         return set
     }
+}
+
+extension SequenceNumber {
+    /// The one before. A new filesystem's checkpoint is of 0, which has none before it and stays.
+    var before: SequenceNumber { SequenceNumber(value > 0 ? value - 1 : 0) }
 }
