@@ -5,6 +5,7 @@ import Device
 import Format
 import Glibc
 import Testing
+import Volume
 
 @Suite struct FsckTests {
     private func bytes(_ image: TestImage) -> [UInt8] { ProcessFiles.contents(image.path) ?? [] }
@@ -186,6 +187,15 @@ import Testing
         truncate(image.path, 32 << 20)
         let done = daybook("fsck", "-y", image.path)
         #expect(done.status == 4 && done.errors.contains("truncated"))
+    }
+
+    /// The repair named the past states that are lost, up to the one before sequence 0.
+    @Test func aNewFilesystemWithoutItsTree() throws {
+        let image = try TestImage(megabytes: 64)
+        let root = try Image(try FileDevice(path: image.path, access: .readOnly)).superblock.checkpoint.root.address
+        image.overwrite(root.value)
+        let result = daybook("fsck", "-n", "-f", image.path)
+        #expect(result.status == 4 && result.output.contains("E401"), "\(result.status) \(result.output)\(result.errors)")
     }
 
     @Test func writersAreKeptOutAndRespected() throws {
