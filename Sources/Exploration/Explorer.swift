@@ -6,7 +6,7 @@
 //
 // A state is right when (X1) it recovers; (X2) what it holds is exactly what the model held after some prefix of the operations;
 // (X3) that prefix is no shorter than what had been acknowledged, by a commit that returned, before the window began;
-// (X4) the checker finds nothing in it; (X5) a crash during its recovery leads to the same.
+// (X4) the checker finds nothing in it; (X5) a crash during its recovery leads to the same; (X6) so does the loss of the newest slot.
 //
 // Without threads, and with clock and random numbers injected, the same workload makes the same states: workloads with a common
 // beginning share them. A state that was seen before is not recovered again, but X2 and X3 are asked of it each time.
@@ -209,6 +209,13 @@ public final class Explorer {
         var drawing = random
         try window.states(options, &drawing) { state in try self.check(state, history, due: due, depth: depth) }
         random = drawing
+        // The medium may lose a slot as well (fault model): the other one and the journal hold the same.
+        if depth == 0 {
+            var state = window.flushed
+            guard let slots = try? SlotState(TracedDisk(state, blockCount: Self.blockCount)) else { return }
+            state[Superblock.slots[slots.newestSlot].value] = nil
+            try check(state, history, due: due, depth: depth)
+        }
     }
 
     private func check(_ state: DiskState, _ history: History, due: SequenceNumber, depth: Int) throws {
@@ -238,6 +245,10 @@ public final class Explorer {
     private func recover(_ state: DiskState, _ history: History, due: SequenceNumber, depth: Int) throws -> Outcome {
         func fail(_ what: String) -> Violation { Violation(workload: history.workload, what: what, state: state) }
         let disk = TracedDisk(state, blockCount: Self.blockCount)
+        // Of the slots, recovery leaves nothing to be seen.
+        if let slots = try? SlotState(disk), let finding = slots.findings.first(where: { $0.code == .slotsDisagree }) {
+            throw fail("the checker finds before recovery: \(finding.description)")
+        }
         let volume: Volume
         do { volume = try Self.open(disk, preparing: false) } catch { throw fail("cannot be recovered: \(error)") }
         defer { volume.abandon() }
