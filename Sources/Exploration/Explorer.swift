@@ -339,9 +339,9 @@ public final class Explorer {
             while steps.count < length {
                 let step: Step = switch Int.random(in: 0..<20, using: &drawing) {
                 case 0: .commit
-                case 1: .checkpoint
-                case 2: .moveHorizon
-                case 3: .reclaim
+                case 1, 2: .checkpoint
+                case 3, 4: .moveHorizon
+                case 5: .reclaim
                 default: Step.operations.randomElement(using: &drawing)!
                 }
                 guard (try? step.change(&model)) != nil else { continue }

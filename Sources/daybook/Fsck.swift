@@ -481,6 +481,10 @@ private final class FsckSession {
             return status
         }
         if let report {
+            // A last frame that rotted cannot be told from one that the power failed in: so it is said how far the journal goes.
+            if status & FsckStatus.corrected != 0 {
+                print("\(path): the journal ends after sequence \(report.superblock.checkpoint.sequence)")
+            }
             print("\(path): \(status & FsckStatus.corrected != 0 ? "in order now" : "no errors"), \(counted(report.inodes, "inode")), \(report.dataBlocks)/\(report.superblock.blockCount) data blocks")
         }
         return status
