@@ -59,19 +59,20 @@ public struct Changes {
     /// Writes them to `device`, which lies below the overlay (X2).
     public func write(to device: any BlockDevice, progress: (Double) -> Void = { _ in }) throws(RepairFailure) {
         let slots = Set(Superblock.slots.map(\.value))
+        let buffer = AlignedBuffer(count: Self.batch << blockShift, zeroed: false)
         do throws(DeviceError) {
             // A host without room for them says so before anything is written.
             for run in Self.runs(list.map(\.block), limit: .max) { try device.provide(BlockNumber(run.lowerBound), count: UInt64(run.count)) }
             let runs = Self.runs(list.map(\.block).filter { !slots.contains($0) }, limit: Self.batch)
             for (index, run) in runs.enumerated() {
-                let bytes = Self.buffer.bytes.slice(0, run.count << blockShift)
+                let bytes = buffer.bytes.slice(0, run.count << blockShift)
                 try overlay.read(BlockNumber(run.lowerBound), into: bytes)
                 try device.write(BlockNumber(run.lowerBound), bytes)
                 if index % 64 == 0 { progress(Double(index) / Double(runs.count)) }
             }
             try device.flush()
             for block in slotsInOrder() {
-                let bytes = Self.buffer.bytes.slice(0, blockSize)
+                let bytes = buffer.bytes.slice(0, blockSize)
                 try overlay.read(BlockNumber(block), into: bytes)
                 try device.write(BlockNumber(block), bytes)
                 try device.flush()
@@ -80,7 +81,6 @@ public struct Changes {
     }
 
     private static let batch = 256
-    nonisolated(unsafe) private static let buffer = AlignedBuffer(count: batch << blockShift)
 
     /// Changed slots, the one of the higher generation last.
     private func slotsInOrder() -> [UInt64] {
