@@ -37,10 +37,10 @@ public protocol BlockDevice: AnyObject, Sendable {
     /// Like `read` of one block, but what the host's page cache holds will do, and what is near is fetched into it as well. For
     /// blocks that carry a checksum: the caller verifies, and before it complains asks `read`, which asks the medium.
     func readCached(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError)
-    /// From now on `readCached` may use the host's page cache. Recovery comes before that (invariant 2).
-    func admitHostCache()
     /// The same if it needs no waiting for the medium; else false, and `bytes` are undefined.
     func readResident(_ block: BlockNumber, into bytes: RawBytes) -> Bool
+    /// From now on `readCached` and `readResident` may use the host's page cache. Recovery comes before that (invariant 2).
+    func admitHostCache()
     /// Writes `bytes` (whole blocks, page-aligned memory) from `block` on.
     func write(_ block: BlockNumber, _ bytes: RawBytes) throws(DeviceError)
     /// Writes the pages, one block each, to consecutive blocks from `block` on.
@@ -56,8 +56,8 @@ public protocol BlockDevice: AnyObject, Sendable {
 extension BlockDevice {
     public var isThin: Bool { false }
     public func readCached(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) { try read(block, into: bytes) }
-    public func admitHostCache() {}
     public func readResident(_ block: BlockNumber, into bytes: RawBytes) -> Bool { false }
+    public func admitHostCache() {}
     public func provide(_ block: BlockNumber, count: UInt64) throws(DeviceError) {}
     public func discard(_ block: BlockNumber, count: UInt64) {}
 }

@@ -16,8 +16,8 @@ extension RawBytes {
 public final class AlignedBuffer: @unchecked Sendable {
     public let bytes: RawBytes
 
-    /// `count` bytes, beginning on a 4 KiB boundary; zeros unless `zeroed` is false, for what is read into before it is looked at. `huge`: on a 2 MiB boundary, and in huge pages if the kernel has
-    /// some; then it looks up one page instead of 512 for every transfer.
+    /// `count` bytes, beginning on a 4 KiB boundary; zeros unless `zeroed` is false, for what is read into before it is looked at.
+    /// `huge`: on a 2 MiB boundary, and in huge pages if the kernel has some; then it looks up one page instead of 512 for every transfer.
     public init(count: Int, huge: Bool = false, zeroed: Bool = true) {
         var pointer: UnsafeMutableRawPointer?
         let alignment = huge ? 2 << 20 : 4096

@@ -5,6 +5,7 @@
 import Device
 import Format
 import Memory
+import Synchronization
 import Testing
 
 @testable import Tree
@@ -54,7 +55,76 @@ private final class Bench {
     }
 }
 
+/// A disk whose host keeps copies of every block, which may have become garbage; the medium below is sound.
+private final class StaleCache: BlockDevice {
+    let medium: SimulatedDisk
+    let blockCount: UInt64
+    let isReadOnly = false
+    let name = "stale"
+    /// Whether what is asked for counts as in the host's memory (else it is had by `readCached`).
+    let isResident: Bool
+    private let asked = Mutex(0)
+    /// How often the medium itself was asked.
+    var mediumReads: Int { asked.withLock { $0 } }
+
+    init(_ medium: SimulatedDisk, isResident: Bool) {
+        self.medium = medium
+        self.isResident = isResident
+        blockCount = medium.blockCount
+    }
+
+    func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
+        asked.withLock { $0 += 1 }
+        try medium.read(block, into: bytes)
+    }
+
+    func readCached(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
+        try medium.read(block, into: bytes)
+        bytes.set(u64: bytes.u64(at: 2048) ^ 1, at: 2048)
+    }
+
+    func readResident(_ block: BlockNumber, into bytes: RawBytes) -> Bool {
+        guard isResident else { return false }
+        return (try? readCached(block, into: bytes)) != nil
+    }
+
+    func write(_ block: BlockNumber, _ bytes: RawBytes) throws(DeviceError) { try medium.write(block, bytes) }
+    func write(_ block: BlockNumber, gathering pages: [RawBytes]) throws(DeviceError) { try medium.write(block, gathering: pages) }
+    func flush() throws(DeviceError) { try medium.flush() }
+}
+
 @Suite struct TreeTests {
+    /// What the host's page cache holds may be wrong (another program wrote to the image, memory went bad): that is damage only if the
+    /// medium has it too. Nothing wrong is believed on the way.
+    @Test(arguments: [true, false]) func garbageInTheHostsCacheIsReadAgain(isResident: Bool) throws {
+        let bench = Bench()
+        for number in 0..<4000 as Range<UInt64> {
+            let value = try bench.tree.put(Key(InodeNumber(number), .inode, 0), count: 100)
+            value.zero()
+            value.set(u64: number, at: 0)
+        }
+        try bench.write()
+        let host = StaleCache(bench.disk, isResident: isResident)
+        let tree = Tree(
+            cache: PageCache(limit: 64, reserved: 1 << 16), device: host, kind: .main, id: id, root: bench.tree.root,
+            level: bench.tree.level)
+        for number in 0..<4000 as Range<UInt64> {
+            #expect(try tree.find(Key(InodeNumber(number), .inode, 0))?.u64(at: 0) == number)
+        }
+        #expect(host.mediumReads > 4000 * 100 / blockSize, "every node was asked of the medium")
+
+        // Now the medium has it too.
+        let root = bench.tree.root.address
+        let page = AlignedBuffer(count: blockSize)
+        try bench.disk.read(root, into: page.bytes)
+        page.bytes.set(u64: page.bytes.u64(at: 2048) ^ 2, at: 2048)
+        try bench.disk.write(root, page.bytes)
+        let damaged = Tree(
+            cache: PageCache(limit: 64, reserved: 1 << 16), device: host, kind: .main, id: id, root: bench.tree.root,
+            level: bench.tree.level)
+        #expect(throws: TreeError.self) { try damaged.find(Key(InodeNumber(1), .inode, 0)) }
+    }
+
     @Test(arguments: Array(1...12) as [UInt64]) func agreesWithADictionary(seed: UInt64) throws {
         var random = SeededRandom(seed: seed)
         let bench = Bench()

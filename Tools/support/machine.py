@@ -43,7 +43,8 @@ PACKAGES = {
 def add_to_path():
     """Where Debian keeps what is not for everybody's hands: administration, and the server of each version of PostgreSQL."""
     servers = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    os.environ["PATH"] = ":".join([os.environ["PATH"], "/usr/sbin", "/sbin", *map(str, servers[:1])])
+    path = os.environ["PATH"].split(":")
+    os.environ["PATH"] = ":".join(path + [place for place in ["/usr/sbin", "/sbin", *map(str, servers[:1])] if place not in path])
 
 
 def install_packages(*commands):
