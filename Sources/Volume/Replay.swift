@@ -148,7 +148,8 @@ public final class Replay {
                     guard let segment = Segment(content.bytes, at: at) else { return }
                     at = segment.next
                     guard segment.kind == .run else { continue }
-                    guard segment.home.value + segment.blocks <= view.superblock.blockCount else {
+                    let blockCount = view.superblock.blockCount
+                    guard segment.home.value < blockCount, segment.blocks <= blockCount - segment.home.value else {
                         throw .damaged("record \(record.sequence): blocks outside of the image")
                     }
                     let count = Int(segment.blocks) << blockShift
