@@ -61,4 +61,39 @@ import Volume
             #expect(found.canonical == work.model(at: entry.sequence).canonical, "seed \(seed): view at \(entry.sequence)")
         }
     }
+
+    /// The journal's last frame was whole, but not the data that it names: a recovery cut it off. Then a program tried again, the same
+    /// bytes went to the same block, and the power failed before their frame. The old frame would be right again now; but what the
+    /// first recovery has shown to somebody is final (V1, R2).
+    @Test func whatWasCutOffStaysCutOff() throws {
+        let disk = try makeDisk()
+        let volume = try openVolume(disk)
+        try volume.make("f")
+        try volume.commit()
+        let reached = volume.committedSequence
+        let bytes = pattern(blockSize, 7)
+        try volume.write("f", bytes)
+        try volume.commit()
+        volume.abandon()
+
+        let lost = disk.copy()
+        let page = AlignedBuffer(count: blockSize)
+        var home: BlockNumber?
+        for block in 0..<disk.blockCount {
+            try disk.read(BlockNumber(block), into: page.bytes)
+            if page.bytes.array == bytes { home = BlockNumber(block) }
+        }
+        let block = try #require(home)
+        lost.corrupt(block) { $0 = [UInt8](repeating: 0, count: blockSize) }
+        let first = try openVolume(lost)
+        #expect(first.recovery?.to == reached)
+        #expect(try first.contents("f") == [])
+        first.abandon()
+
+        lost.corrupt(block) { $0 = bytes }
+        let second = try openVolume(lost)
+        #expect(second.recovery?.to == reached)
+        #expect(try second.contents("f") == [])
+        try second.close()
+    }
 }
