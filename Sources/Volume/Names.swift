@@ -44,11 +44,15 @@ extension View {
             guard found.item.links > 0 else { throw .refused(.notFound) }
             return found
         }
-        let directory = try directory(parent)
         if name.count == 2 && name.u8(at: 0) == 0x2e && name.u8(at: 1) == 0x2e {
+            let directory = try directory(parent)
             return try attributes(parent == .root ? .root : directory.parent)
         }
-        guard let entry = try entry(parent, name) else { throw .refused(.notFound) }
+        // Only a directory has entries; what else the parent may be matters when there is none.
+        guard let entry = try entry(parent, name) else {
+            _ = try directory(parent)
+            throw .refused(.notFound)
+        }
         guard let bytes = try inodeBytes(entry.inode) else {
             throw .damaged("directory \(parent): entry '\(name.text)' leads to inode \(entry.inode), which does not exist")
         }
