@@ -28,9 +28,19 @@ public struct CheckOptions: Sendable {
 
 public enum CheckError: Error, Sendable {
     /// No Daybook superblock that could be used; the text says what is there.
-    case unusable(String, isDaybook: Bool)
+    case unusable(String, Unusable)
     case device(DeviceError)
     case cancelled
+}
+
+/// Why an image cannot be used as it is.
+public enum Unusable: Sendable {
+    /// Something else, or of another version.
+    case isOther
+    /// A Daybook filesystem neither of whose slots is valid.
+    case lostSlots
+    /// A Daybook filesystem, part of which is not there at all.
+    case isTruncated
 }
 
 public enum CheckPhase: Int, Sendable, CaseIterable {

@@ -105,7 +105,7 @@ extension FindingCode {
         case .extentMalformed, .extentsOverlap, .blockOutside:
             "Nothing; or the data there, by path and offset, and history."
         case .dataBeyondEnd:
-            "Nothing; or what could not be read anyway, and history."
+            "Nothing; or what lies behind the end, and history."
         case .inodeBlocks, .xattrCount, .bornLater, .inodeCount, .dataBlockCount, .nextInode, .entryKind, .linkCount,
             .directoryLength, .directoryLinks, .directoryParent, .directoryLoop, .unnamedInode, .orphanItem, .nameHint:
             "Nothing; or history."

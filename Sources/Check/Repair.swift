@@ -20,12 +20,13 @@ public enum Repair {
         try device.flush()
     }
 
-    /// Takes the mark of damage from both slots, the older first.
-    public static func unmark(_ state: SlotState, _ device: any BlockDevice) throws(DeviceError) {
+    /// Marks both slots, the older first, as those of a filesystem that is damaged, or takes the mark away.
+    public static func mark(_ state: SlotState, _ device: any BlockDevice, isDamaged: Bool) throws(DeviceError) {
         let page = AlignedBuffer(count: blockSize)
         for slot in [1 - state.newestSlot, state.newestSlot] {
             guard var superblock = state.slots[slot] else { continue }
             superblock.flags &= ~Superblock.flagDamaged
+            if isDamaged { superblock.flags |= Superblock.flagDamaged }
             superblock.store(page.bytes, slot: slot)
             try device.write(Superblock.slots[slot], page.bytes)
             try device.flush()

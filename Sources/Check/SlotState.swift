@@ -15,7 +15,7 @@ public struct SlotState: Sendable {
     /// Reads them. Throws when there is nothing to go on with.
     public init(_ device: any BlockDevice) throws(CheckError) {
         guard device.blockCount > Superblock.slots[1].value else {
-            throw .unusable("\(device.name): too small for a Daybook filesystem", isDaybook: false)
+            throw .unusable("\(device.name): too small for a Daybook filesystem", .isOther)
         }
         let buffer = AlignedBuffer(count: blockSize)
         var slots: [Superblock?] = [nil, nil]
@@ -33,21 +33,21 @@ public struct SlotState: Sendable {
             } catch { reasons.append(error.description) }
         }
         if let unknown {
-            throw .unusable("\(device.name): \(unknown); this needs another version of Daybook", isDaybook: false)
+            throw .unusable("\(device.name): \(unknown); this needs another version of Daybook", .isOther)
         }
         var best: Int?
         for slot in 0...1 where slots[slot] != nil {
             if best == nil || slots[slot]!.generation > slots[best!]!.generation { best = slot }
         }
         guard let best, let newest = slots[best] else {
-            throw looksLikeOne
-                ? .unusable("\(device.name): no usable superblock: \(reasons[0])", isDaybook: true)
-                : .unusable("\(device.name): not a Daybook filesystem", isDaybook: false)
+            throw looksLikeOne || Self.hasIdentity(device, buffer.bytes)
+                ? .unusable("\(device.name): no usable superblock: \(reasons[0])", .lostSlots)
+                : .unusable("\(device.name): not a Daybook filesystem", .isOther)
         }
         guard newest.blockCount <= device.blockCount else {
             throw .unusable(
                 "\(device.name): truncated: the filesystem has \(newest.blockCount) blocks, the image \(device.blockCount)",
-                isDaybook: true)
+                .isTruncated)
         }
         self.newest = newest
         newestSlot = best
@@ -60,7 +60,7 @@ public struct SlotState: Sendable {
             findings.append(Finding(.slotsDisagree, problem, block: Superblock.slots[1 - best]))
         }
         if newest.flags & Superblock.flagDamaged != 0 {
-            findings.append(Finding(.markedDamaged, "corruption was met while the filesystem was mounted", block: Superblock.slots[best]))
+            findings.append(Finding(.markedDamaged, "an earlier fsck has left errors as they were", block: Superblock.slots[best]))
         }
         let last = BlockNumber(newest.blockCount - 1)
         var identity: Finding?
@@ -78,6 +78,13 @@ public struct SlotState: Sendable {
         if let identity { findings.append(identity) }
         identityIsGood = identity == nil
         self.findings = findings
+    }
+
+    /// Whether the image ends with the copy of identity and geometry of a filesystem of its size: then it begins with what has taken the
+    /// place of one.
+    private static func hasIdentity(_ device: any BlockDevice, _ page: RawBytes) -> Bool {
+        guard (try? device.read(BlockNumber(device.blockCount - 1), into: page)) != nil, let copy = try? Superblock(page, slot: 2) else { return false }
+        return copy.blockCount == device.blockCount
     }
 
     /// What two slots of one filesystem cannot both say.

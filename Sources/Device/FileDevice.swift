@@ -37,6 +37,12 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
 
     /// Opens an existing image or device. `isDirect` tells whether O_DIRECT could be had.
     public init(path: String, access: Access) throws(DeviceError) {
+        // Opening a fifo waits for whoever opens the other end.
+        var found = stat()
+        guard stat(path, &found) == 0 else { throw Self.error(.open, path, "") }
+        guard [S_IFREG, S_IFBLK].contains(found.st_mode & S_IFMT) else {
+            throw DeviceError(.open, errno: EINVAL, "\(path): neither a regular file nor a block device")
+        }
         let flags = (access == .readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC
         var descriptor = Glibc.open(path, flags | daybook_o_direct())
         var direct = descriptor >= 0

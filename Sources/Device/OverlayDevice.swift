@@ -47,6 +47,10 @@ public final class OverlayDevice: BlockDevice, @unchecked Sendable {
 
     public func read(_ block: BlockNumber, into bytes: RawBytes) throws(DeviceError) {
         let count = UInt64(bytes.count >> blockShift)
+        // A block number may come from the image itself.
+        guard block.value < blockCount, count <= blockCount - block.value else {
+            throw DeviceError(.read, errno: EIO, "\(name): reading \(block): end of the image")
+        }
         // What lies here entirely need not be readable below.
         let here = lock.withLock { () -> UInt64 in
             (block.value..<(block.value + count)).reduce(0) { blocks.index(forKey: $1) == nil ? $0 : $0 + 1 }

@@ -140,6 +140,9 @@ public struct Superblock: Sendable, Equatable {
     /// Whether the block begins as a Daybook superblock does, valid or not.
     public static func looksLikeOne(_ page: RawBytes) -> Bool { page.u64(at: 0) == magicSuperblock }
 
+    /// The filesystem that the block says it belongs to, valid or not.
+    public static func namedID(_ page: RawBytes) -> FilesystemID { FilesystemID(high: page.u64(at: 40), low: page.u64(at: 48)) }
+
     /// Decodes a slot, or the identity copy in the last block (slot 2).
     public init(_ page: RawBytes, slot: Int) throws(FormatError) {
         func fail(_ what: String, isUnknown: Bool = false) -> FormatError {
@@ -163,7 +166,7 @@ public struct Superblock: Sendable, Equatable {
         }
         compatible = page.u64(at: 16)
         readOnlyCompatible = page.u64(at: 24)
-        id = FilesystemID(high: page.u64(at: 40), low: page.u64(at: 48))
+        id = Self.namedID(page)
         let text = page.slice(56, Self.labelBytes).array.prefix { $0 != 0 }
         label = String(decoding: text, as: UTF8.self)
         blockCount = page.u64(at: 120)

@@ -280,7 +280,7 @@ public struct Trial {
     private func repair(_ copy: MutantDisk) {
         guard let state = try? SlotState(copy) else { return }
         if state.slots[1 - state.newestSlot] == nil { try? Repair.slot(state, copy) }
-        try? Repair.unmark(state, copy)
+        try? Repair.mark(state, copy, isDamaged: false)
         try? Repair.identity(of: state.newest, copy)
         guard let report = try? Checker(copy).run(), let volume = open(copy, .readWrite) else { return }
         _ = volume.release(leaked: report.leaks.map { ($0.start, $0.count) })

@@ -22,11 +22,24 @@ public struct RepairFailure: Error, Sendable, CustomStringConvertible {
     }
 }
 
-/// One block that a repair changes.
+/// CRC32C of each sector of a block: what the power can leave of a write is whole sectors.
+struct SectorSums: Sendable {
+    static let size = 512
+    static let count = blockSize / size
+    private var sums = SIMD8<UInt32>()
+
+    init(_ sum: (Int) -> UInt32) { for sector in 0..<Self.count { sums[sector] = sum(sector) } }
+    init(of page: RawBytes) { self.init { page.slice($0 * Self.size, Self.size).crc32c() } }
+    subscript(sector: Int) -> UInt32 { sums[sector] }
+}
+
+/// One block that a repair changes, or a slot that it leaves as it is.
 struct Change: Sendable {
     let block: UInt64
     let oldSum: UInt32
     let newSum: UInt32
+    let newSectors: SectorSums
+    let isWritten: Bool
     /// What was there: bytes, nothing but zeros, or what cannot be read any more.
     enum Old: Sendable { case bytes, zeros, unreadable }
     let old: Old
@@ -35,25 +48,41 @@ struct Change: Sendable {
 public struct Changes {
     let overlay: OverlayDevice
     let list: [Change]
-    public var count: Int { list.count }
+    /// Of blocks that a repair writes.
+    public let count: Int
 
-    /// Compares what was written to the overlay with what lies below.
+    /// Compares what was written to the overlay with what lies below. If anything is changed, both slots are listed: whether they are still
+    /// what they were tells whether somebody has written to the image since.
     public init(_ overlay: OverlayDevice) throws(RepairFailure) {
         self.overlay = overlay
         let old = AlignedBuffer(count: blockSize)
         let new = AlignedBuffer(count: blockSize)
         var list: [Change] = []
-        for number in overlay.writtenBlocks {
+        let written = Set(overlay.writtenBlocks)
+        for number in written.union(Superblock.slots.map(\.value)).sorted() {
             let block = BlockNumber(number)
             do throws(DeviceError) { try overlay.read(block, into: new.bytes) } catch {
                 throw RepairFailure(.device, error.description)
             }
             let isReadable = (try? overlay.below.read(block, into: old.bytes)) != nil
-            if isReadable && old.bytes.equals(new.bytes) { continue }
+            let isSame = isReadable && old.bytes.equals(new.bytes)
+            if isSame && !Superblock.slots.contains(block) { continue }
             let kind: Change.Old = !isReadable ? .unreadable : old.bytes.isZero ? .zeros : .bytes
-            list.append(Change(block: number, oldSum: isReadable ? old.bytes.crc32c() : 0, newSum: new.bytes.crc32c(), old: kind))
+            list.append(Change(
+                block: number, oldSum: isReadable ? old.bytes.crc32c() : 0, newSum: new.bytes.crc32c(), newSectors: SectorSums(of: new.bytes),
+                isWritten: !isSame, old: kind))
         }
-        self.list = list
+        count = list.reduce(0) { $0 + ($1.isWritten ? 1 : 0) }
+        self.list = count > 0 ? list : []
+    }
+
+    private var blocks: [UInt64] { list.filter(\.isWritten).map(\.block) }
+
+    /// Makes sure that the host has room for them.
+    public func provide(on device: any BlockDevice) throws(RepairFailure) {
+        do throws(DeviceError) {
+            for run in Self.runs(blocks, limit: .max) { try device.provide(BlockNumber(run.lowerBound), count: UInt64(run.count)) }
+        } catch { throw RepairFailure(.device, error.description) }
     }
 
     /// Writes them to `device`, which lies below the overlay (X2).
@@ -61,9 +90,7 @@ public struct Changes {
         let slots = Set(Superblock.slots.map(\.value))
         let buffer = AlignedBuffer(count: Self.batch << blockShift, zeroed: false)
         do throws(DeviceError) {
-            // A host without room for them says so before anything is written.
-            for run in Self.runs(list.map(\.block), limit: .max) { try device.provide(BlockNumber(run.lowerBound), count: UInt64(run.count)) }
-            let runs = Self.runs(list.map(\.block).filter { !slots.contains($0) }, limit: Self.batch)
+            let runs = Self.runs(blocks.filter { !slots.contains($0) }, limit: Self.batch)
             for (index, run) in runs.enumerated() {
                 let bytes = buffer.bytes.slice(0, run.count << blockShift)
                 try overlay.read(BlockNumber(run.lowerBound), into: bytes)
@@ -89,7 +116,7 @@ public struct Changes {
             guard (try? overlay.read(Superblock.slots[slot], into: page.bytes)) != nil else { return 0 }
             return (try? Superblock(page.bytes, slot: slot))?.generation ?? 0
         }
-        let changed = Set(list.map(\.block))
+        let changed = Set(blocks)
         return [0, 1].sorted { generation($0) < generation($1) }.map { Superblock.slots[$0].value }.filter(changed.contains)
     }
 

@@ -116,9 +116,14 @@ final class Mend {
     }
 
     func say(_ text: String, _ inode: UInt64 = 0, isLoss: Bool) {
-        // A lost directory of a million names is one story, not a million.
-        if lines.count < 10_000 { lines.append((text, inode, isLoss)) }
+        // A lost directory of a million names is one story, not a million; what is lost is not pushed out by what is not.
+        let kind = isLoss ? 1 : 0
+        said[kind] += 1
+        if said[kind] <= Self.linesOfAKind { lines.append((text, inode, isLoss)) }
     }
+    private static let linesOfAKind: UInt64 = 10_000
+    /// Lines that are no loss, and those that are, listed or not.
+    private var said: [UInt64] = [0, 0]
 
     func index(of number: UInt64) -> Int? {
         var low = 0
@@ -192,8 +197,16 @@ final class Mend {
         case .entry where inode != 0 && (item == nil || item!.isDirectory): takeEntry(inode, key, value)
         case .extent where inode != 0 && (item == nil || item!.isRegular): takeExtent(inode, key, value)
         case .piece where inode != 0: pieces.take(key.low, value.count)
+        case .entry where inode != 0 && item != nil:
+            let name = EntryItem(value).map { "the name '\($0.name.text)' (inode \($0.inode))" } ?? "a malformed name"
+            say("\(name) in what is no directory is removed", inode, isLoss: true)
+            removals.append(key)
+        case .extent where inode != 0 && item != nil:
+            let count = value.count >= ExtentItem.header ? UInt64(ExtentItem(value).blocks) : 0
+            say("\(count) blocks at offset \(key.low << UInt64(blockShift)) of what is no regular file are removed", inode, isLoss: true)
+            removals.append(key)
         default:
-            say("an item of type \(key.type) that belongs to nothing is removed", inode, isLoss: false)
+            say("an item of type \(key.type) and \(value.count) bytes that belongs to nothing is removed", inode, isLoss: true)
             removals.append(key)
         }
     }
@@ -248,7 +261,7 @@ final class Mend {
                 return
             }
         } else if pieces.count > 0 {
-            say("\(pieces.bytes) bytes that belong to nothing are removed", inode, isLoss: false)
+            say("\(pieces.bytes) bytes that belong to nothing are removed", inode, isLoss: true)
             dropped.append((inode, .piece))
         }
         nodes.append(Node(
@@ -262,7 +275,7 @@ final class Mend {
             }
             let end = (item.length + UInt64(blockSize) - 1) >> UInt64(blockShift)
             if dataEnd > end && !orphans.contains(inode) {
-                say("data behind its end, \(item.length) bytes, is cut off", inode, isLoss: false)
+                say("data behind its end, \(item.length) bytes, is cut off", inode, isLoss: true)
                 newOrphans.append(inode)
             }
             dataBlocks += blocks
@@ -476,7 +489,7 @@ final class Mend {
             let isHint = node.parent == name.directory && node.parentEntry == name.offset
             if node.isDirectory {
                 if name.inode == 1 {
-                    drop(at, "leads to the root", isLoss: false)
+                    drop(at, "leads to the root", isLoss: true)
                     continue
                 }
                 if let other = kept[name.inode] {
@@ -515,20 +528,30 @@ final class Mend {
         nodes[target].nameOffset = name.offset
     }
 
+    /// Names are in the order of their keys.
+    private func place(of offset: UInt64, in directory: UInt64) -> Int? {
+        var low = 0
+        var high = names.count
+        while low < high {
+            let middle = (low + high) / 2
+            if (names[middle].directory, names[middle].offset) < (directory, offset) { low = middle + 1 } else { high = middle }
+        }
+        return low < names.count && names[low].directory == directory && names[low].offset == offset ? low : nil
+    }
+
     /// Directories whose way up runs in a circle lose the name that closes it.
     private func cutLoops() throws {
         guard let root = index(of: 1) else { return }
         nodes[root].isReached = true
         for start in nodes.indices where nodes[start].isDirectory && nodes[start].names > 0 {
+            if isCancelled() { throw Cancelled() }
             var way: [Int] = []
             var at = start
             while !nodes[at].isReached {
                 if nodes[at].isVisiting {
                     let directory = nodes[at].nameDirectory
                     let offset = nodes[at].nameOffset
-                    if let name = names.firstIndex(where: { $0.directory == directory && $0.offset == offset }) {
-                        drop(name, "closes a circle of directories", isLoss: false)
-                    }
+                    if let name = place(of: offset, in: directory) { drop(name, "closes a circle of directories", isLoss: true) }
                     nodes[at].names = 0
                     break
                 }
@@ -710,10 +733,16 @@ final class Mend {
 
     /// What was done, with paths as they are now.
     func report() -> [RepairLine] {
-        lines.map { line in
+        let listed = lines.map { line in
             let place = line.inode == 0 ? "" : "inode \(line.inode): "
             return RepairLine(place + line.text, path: line.inode == 0 ? nil : path(of: line.inode), isLoss: line.isLoss)
         }
+        let rest = [false, true].compactMap { isLoss -> RepairLine? in
+            let count = said[isLoss ? 1 : 0]
+            guard count > Self.linesOfAKind else { return nil }
+            return RepairLine("\(count - Self.linesOfAKind) more of the kinds above, which are not listed", isLoss: isLoss)
+        }
+        return listed + rest
     }
 
     private func path(of number: UInt64) -> [UInt8]? {

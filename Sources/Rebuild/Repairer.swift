@@ -117,7 +117,7 @@ public final class Repairer {
     /// False when there is no superblock, and nothing to make one from.
     private func prepare() throws -> Bool {
         do throws(CheckError) { slots = try SlotState(base) } catch {
-            guard case .unusable(_, isDaybook: true) = error, try makeSuperblock() else { return false }
+            guard case .unusable(_, .lostSlots) = error, try makeSuperblock() else { return false }
             slots = try SlotState(base)
         }
         let checker = try Checker(
@@ -172,6 +172,12 @@ public final class Repairer {
     private func makeSuperblock() throws -> Bool {
         let scan = try scan()
         guard var superblock = scan.identity, superblock.blockCount <= device.blockCount, let header = scan.lastHeader else { return false }
+        // Noise names nothing twice.
+        let named = slotIDs()
+        guard named.count < 2 || named[0] != named[1] || named[0] == superblock.id else {
+            attempts.append("the copy of identity and geometry is of another filesystem than what is left of the slots")
+            return false
+        }
         let last = scan.checkpoints.last { item in
             let page = AlignedBuffer(count: blockSize)
             return item.root.address.value < superblock.blockCount && item.journal.epoch <= header.position.epoch
@@ -197,6 +203,15 @@ public final class Repairer {
                 + " settings made after mkfs are lost",
             isLoss: true))
         return true
+    }
+
+    /// The filesystems that damaged slots still name.
+    private func slotIDs() -> [FilesystemID] {
+        let page = AlignedBuffer(count: blockSize)
+        return Superblock.slots.compactMap { block in
+            guard (try? base.read(block, into: page.bytes)) != nil, Superblock.looksLikeOne(page.bytes) else { return nil }
+            return Superblock.namedID(page.bytes)
+        }
     }
 
     private func survey() throws -> Survey {
@@ -293,7 +308,7 @@ public final class Repairer {
         let overlay = try base.copy()
         var lines: [RepairLine] = []
         if found.counts[.markedDamaged] != nil {
-            try Repair.unmark(slots, overlay)
+            try Repair.mark(slots, overlay, isDamaged: false)
             lines.append(RepairLine("no damage was found, and the mark of damage is taken away", isLoss: false))
         }
         let state = try SlotState(overlay)

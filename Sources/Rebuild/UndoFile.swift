@@ -1,17 +1,19 @@
 // UndoFile: what the blocks held that a repair changes, so that `fsck --undo` can put it back byte for byte.
 //
-//   ┌ header, 1 block ┬ index, 32 bytes an entry, to the end of a block ┬ contents, 1 block each ┐
+//   ┌ header, 1 block ┬ index, 64 bytes an entry, to the end of a block ┬ contents, 1 block each ┐
 //
 //   header   0 magic 8 │ 8 version 4 │ 12 CRC 4 │ 16 filesystem ID 16 │ 32 blocks of the image 8 │ 40 entries 8
 //            48 CRC of the index 4 │ 52 zero 4 │ 56 time 8 │ 64 …4096 zero
 //   entry    0 block 8 │ 8 place of the old contents in this file, in blocks; 0: zeros; all ones: could not be read 8
-//            16 CRC of the old contents 4 │ 20 CRC of the new 4 │ 24 zero 8
+//            16 CRC of the old contents 4 │ 20 CRC of the new 4 │ 24 zero 8 │ 32 CRC of each sector of the new, 512 bytes, 8 × 4
+//
+// All CRCs are CRC32C, that of the header with its own field taken as zero. Both slots are listed, changed or not.
 //
 // (U1) The header is written last, behind a sync of all the rest, and is synced, with the directory, before the image is touched. A file
 //      without one means that the image was not touched.
-// (U2) It is applied only where each block of the image holds either what the repair wrote or what was there before: an image
-//      that has been written to since, or another one, is refused whole.
-// (U3) Putting back is restartable: whatever the power leaves of it satisfies U2 again.
+// (U2) It is applied only where each sector of the blocks listed holds either what the repair wrote or what was there before: an image
+//      that has been mounted for writing since (then its slots are others), or another one, is refused whole.
+// (U3) Repair and putting back may be cut short: a block torn at any sector satisfies U2 again.
 
 public import Device
 public import Format
@@ -20,8 +22,10 @@ import Memory
 
 public struct UndoFile {
     static let magic: UInt64 = 0x006f_646e_7542_4401  // "\u{1}DBundo\0"
-    static let version: UInt32 = 1
-    static let entrySize = 32
+    static let version: UInt32 = 2
+    static let entrySize = 64
+    /// More than any repair changes; an index of 256 MiB.
+    static let maximumEntries: UInt64 = 1 << 22
     private static let unreadable = UInt64.max
 
     public let path: String
@@ -36,6 +40,7 @@ public struct UndoFile {
         let place: UInt64
         let oldSum: UInt32
         let newSum: UInt32
+        let newSectors: SectorSums
     }
 
     // MARK: saving
@@ -61,6 +66,7 @@ public struct UndoFile {
     ) throws(RepairFailure) {
         let device = changes.overlay.below
         let list = changes.list
+        guard list.count <= maximumEntries else { throw RepairFailure(.undo, "\(path): \(list.count) blocks are more than an undo file may hold") }
         let indexBlocks = (list.count * entrySize + blockSize - 1) >> blockShift
         let index = AlignedBuffer(count: max(indexBlocks, 1) << blockShift)
         let page = AlignedBuffer(count: blockSize)
@@ -70,6 +76,7 @@ public struct UndoFile {
             entry.set(u64: change.block, at: 0)
             entry.set(u32: change.oldSum, at: 16)
             entry.set(u32: change.newSum, at: 20)
+            for sector in 0..<SectorSums.count { entry.set(u32: change.newSectors[sector], at: 32 + sector * 4) }
             switch change.old {
             case .zeros: break
             case .unreadable: entry.set(u64: unreadable, at: 8)
@@ -143,7 +150,7 @@ public struct UndoFile {
         blockCount = header.u64(at: 32)
         time = Timestamp(nanoseconds: header.i64(at: 56))
         let total = header.u64(at: 40)
-        guard total <= blockCount, total <= file.blockCount << 7 else { throw refused("its header is damaged") }
+        guard total <= blockCount, total <= file.blockCount << 6, total <= Self.maximumEntries else { throw refused("its header is damaged") }
         let indexBlocks = (Int(total) * Self.entrySize + blockSize - 1) >> blockShift
         let index = AlignedBuffer(count: max(indexBlocks, 1) << blockShift)
         let used = index.bytes.slice(0, indexBlocks << blockShift)
@@ -154,7 +161,9 @@ public struct UndoFile {
         var entries: [Entry] = []
         for number in 0..<Int(total) {
             let bytes = used.slice(number * Self.entrySize, Self.entrySize)
-            let entry = Entry(block: bytes.u64(at: 0), place: bytes.u64(at: 8), oldSum: bytes.u32(at: 16), newSum: bytes.u32(at: 20))
+            let entry = Entry(
+                block: bytes.u64(at: 0), place: bytes.u64(at: 8), oldSum: bytes.u32(at: 16), newSum: bytes.u32(at: 20),
+                newSectors: SectorSums { bytes.u32(at: 32 + $0 * 4) })
             guard entry.block < blockCount else { throw refused("its index is damaged") }
             if entry.place != 0 && entry.place != Self.unreadable {
                 do throws(DeviceError) { try file.read(BlockNumber(entry.place), into: page.bytes) } catch { throw refused("it is cut short") }
@@ -172,43 +181,66 @@ public struct UndoFile {
         guard device.blockCount == blockCount else {
             throw RepairFailure(.undo, "\(path): of an image of \(blockCount) blocks; \(device.name) has \(device.blockCount)")
         }
+        let other = RepairFailure(.undo, "\(path): of filesystem \(id); \(device.name) is another")
         let page = AlignedBuffer(count: blockSize)
+        for (slot, block) in Superblock.slots.enumerated() where (try? device.read(block, into: page.bytes)) != nil {
+            if let superblock = try? Superblock(page.bytes, slot: slot), superblock.id != id { throw other }
+        }
+        let file = try reopened()
+        let old = AlignedBuffer(count: blockSize)
         for entry in entries {
             guard (try? device.read(BlockNumber(entry.block), into: page.bytes)) != nil else { continue }
             let sum = page.bytes.crc32c()
-            guard sum == entry.newSum || sum == entry.oldSum else {
-                throw RepairFailure(
-                    .undo, "\(path): \(device.name) is another filesystem, or has been changed since the repair (\(BlockNumber(entry.block)))")
+            if sum == entry.newSum || sum == entry.oldSum { continue }
+            if entry.place != Self.unreadable { try readOld(entry, file, old.bytes) }
+            let isTorn = (0..<SectorSums.count).allSatisfy { sector in
+                let bytes = page.bytes.slice(sector * SectorSums.size, SectorSums.size)
+                return bytes.crc32c() == entry.newSectors[sector]
+                    || entry.place != Self.unreadable && bytes.equals(old.bytes.slice(sector * SectorSums.size, SectorSums.size))
             }
+            guard isTorn else {
+                throw RepairFailure(.undo, "\(path): \(device.name) has been changed since the repair (\(BlockNumber(entry.block)))")
+            }
+        }
+    }
+
+    private func reopened() throws(RepairFailure) -> FileDevice {
+        do throws(DeviceError) { return try FileDevice(path: path, access: .readOnly) } catch {
+            throw RepairFailure(.undo, error.description)
+        }
+    }
+
+    /// What the block held before the repair.
+    private func readOld(_ entry: Entry, _ file: FileDevice, _ page: RawBytes) throws(RepairFailure) {
+        guard entry.place != 0 else { return page.zero() }
+        do throws(DeviceError) { try file.read(BlockNumber(entry.place), into: page) } catch {
+            throw RepairFailure(.undo, error.description)
         }
     }
 
     /// Puts back what was saved. Returns blocks restored, and those whose old contents could not be read when they were to be saved.
     public func restore(to device: any BlockDevice) throws(RepairFailure) -> (restored: Int, lost: Int) {
         try verify(device)
-        let file: FileDevice
-        do throws(DeviceError) { file = try FileDevice(path: path, access: .readOnly) } catch {
-            throw RepairFailure(.undo, error.description)
-        }
+        let file = try reopened()
         let page = AlignedBuffer(count: blockSize)
         var restored = 0
         var lost = 0
         // The slots first: what they name now is taken away by what follows.
         let slots = Set(Superblock.slots.map(\.value))
-        do throws(DeviceError) {
+        do {
             for group in [entries.filter { slots.contains($0.block) }, entries.filter { !slots.contains($0.block) }] {
                 for entry in group {
                     guard entry.place != Self.unreadable else {
                         lost += 1
                         continue
                     }
-                    if entry.place == 0 { page.bytes.zero() } else { try file.read(BlockNumber(entry.place), into: page.bytes) }
+                    try readOld(entry, file, page.bytes)
                     try device.write(BlockNumber(entry.block), page.bytes)
                     restored += 1
                 }
                 try device.flush()
             }
-        } catch { throw RepairFailure(.device, error.description) }
+        } catch { throw error as? RepairFailure ?? RepairFailure(.device, "\(error)") }
         return (restored, lost)
     }
 }

@@ -8,6 +8,9 @@
 //
 // (Q1) With -n nothing is written to the image: it is opened for reading, and what recovery and repair write stays in an OverlayDevice.
 // (Q2) Without -n, -p and -y the image is written to by recovery alone; what is wrong stays as it is.
+// (Q5) What was found and left is not forgotten: without -n, a filesystem that would count as clean is marked as damaged then. It is
+//      checked, whatever the options, until nothing is found, and mounted read-only alone.
+// (Q6) A repair and its undoing write only while nobody reads: a reader's pin holds its history, which a repair may give up (K3 in ImageLock).
 // (Q3) Nobody writes to the image meanwhile: the writer's lock is held, or with -n kept from everybody else.
 // (Q4) A repair begins with the image as it was found, replays included, so that its undo file leads back to exactly that. Power failing
 //      on the way: Rebuild/Changes, X1 to X3.
@@ -19,7 +22,6 @@ import Digest
 import Format
 import Glibc
 import Rebuild
-import Synchronization
 import Volume
 
 /// Exit status of fsck(8): a bit mask.
@@ -90,24 +92,6 @@ struct FsckCommand: ParsableCommand {
         let session = try FsckSession(self, image)
         throw ExitCode(try session.run())
     }
-}
-
-// MARK: cancelling
-
-/// Whether SIGINT or SIGTERM has come. A recovery under way is finished first: it takes moments, and half of it would have to be done again.
-private enum Cancellation {
-    static let flag = Atomic<Bool>(false)
-
-    static func install() {
-        // The handler must not be the first to touch the flag.
-        _ = flag.load(ordering: .relaxed)
-        for number in [SIGINT, SIGTERM] {
-            var action = sigaction()
-            action.__sigaction_handler.sa_handler = { _ in Cancellation.flag.store(true, ordering: .relaxed) }
-            sigaction(number, &action, nil)
-        }
-    }
-    static var isWanted: Bool { flag.load(ordering: .relaxed) }
 }
 
 // MARK: progress
@@ -193,7 +177,9 @@ private final class FsckSession {
         if let undo = command.undo { return try putBack(undo) }
         let slots: SlotState
         do throws(CheckError) { slots = try SlotState(file) } catch {
-            guard case .unusable(_, isDaybook: true) = error, command.changeNothing || mayRepair else { throw refusal(error) }
+            guard case .unusable(_, .lostSlots) = error, command.changeNothing || mayRepair else { throw refusal(error) }
+            // What has taken the slots' place may be somebody's.
+            if let kind = try Signatures.known(path) { throw CommandError("\(path): not a Daybook filesystem any more: contains \(kind)") }
             return try repairWithoutSlots(error)
         }
         if slots.newest.isClean && slots.findings.isEmpty && !command.force && !command.verifyData && !command.rebuild {
@@ -232,20 +218,32 @@ private final class FsckSession {
             _ = try replay(file, isTold: false)
             status |= FsckStatus.corrected
         }
-        if command.rebuild, let after = try compareRebuilt(target, &open) { report = after }
+        var differs = false
+        if command.rebuild, let after = try compareRebuilt(target, &open, &differs) { report = after }
         if !open.isEmpty && (mayRepair || command.changeNothing && mayWrite), let after = try repair(&open) { report = after }
-        return verdict(report, open)
+        // Which of the two is right, a check of one does not tell.
+        if differs { open.insert(.superblockContradiction) }
+        try remember(open)
+        return verdict(report, open, differs: differs)
     }
 
     /// Takes the mark of damage from the slots.
     private func unmark(_ slots: SlotState, _ device: any BlockDevice) throws(CommandError) {
-        do throws(DeviceError) { try Repair.unmark(slots, device) } catch { throw CommandError(error.description) }
+        do throws(DeviceError) { try Repair.mark(slots, device, isDamaged: false) } catch { throw CommandError(error.description) }
+    }
+
+    /// (Q5) Power failing on the way leaves one slot marked or none; a slot torn is made anew from the other.
+    private func remember(_ open: Set<FindingCode>) throws(CommandError) {
+        guard !command.changeNothing, mayWrite, !open.isSubset(of: Self.beyondRepair) else { return }
+        guard let slots = try? SlotState(file), slots.newest.isClean, slots.newest.flags & Superblock.flagDamaged == 0 else { return }
+        do throws(DeviceError) { try Repair.mark(slots, file, isDamaged: true) } catch { throw CommandError(error.description) }
+        print("\(path): marked as damaged: it is mounted read-only alone until fsck finds nothing")
     }
 
     private func refusal(_ error: CheckError) -> CommandError {
         switch error {
-        case .unusable(let text, let isDaybook):
-            CommandError(text, status: isDaybook ? FsckStatus.uncorrected : FsckStatus.operationalError)
+        case .unusable(let text, let why):
+            CommandError(text, status: why == .isOther ? FsckStatus.operationalError : FsckStatus.uncorrected)
         case .device(let error): CommandError(error.description)
         case .cancelled: CommandError("\(path): cancelled", status: status | FsckStatus.cancelled)
         }
@@ -366,26 +364,44 @@ private final class FsckSession {
     }
 
     private func carryOut(_ outcome: RepairOutcome, _ open: inout Set<FindingCode>) throws(CommandError) -> CheckReport? {
-        let isTrial = command.changeNothing || command.preen && outcome.losesSomething
-        for line in outcome.lines {
-            let place = line.path.map { " (\(shown($0)))" } ?? ""
-            let word = line.isLoss ? (isTrial ? "would be lost" : "lost") : (isTrial ? "would be repaired" : "repaired")
-            print("\(path): \(word): \(line.text)\(place)")
-        }
-        if isTrial {
+        if command.changeNothing || command.preen && outcome.losesSomething {
+            tell(outcome, isTrial: true)
             if command.preen { print("\(path): a repair loses something: fsck -y does it, and saves what it overwrites") }
             return nil
         }
         do throws(RepairFailure) {
             let changes = try Changes(outcome.overlay)
-            if changes.count > 0 { try save(changes, outcome.superblock.id) }
+            if changes.count > 0 {
+                guard lock.excludeReaders() else { throw Self.isRead }
+                // A host without room for them says so before anything is written.
+                do throws(RepairFailure) { try changes.provide(on: file) } catch {
+                    throw RepairFailure(.undo, "\(error); nothing was repaired")
+                }
+                try save(changes, outcome.superblock.id)
+            }
+            tell(outcome, isTrial: false)
+            // Whoever reads along learns what is lost, and where the way back is, also if this is the last that we do.
+            fflush(nil)
             defer { bar?.end() }
-            try changes.write(to: file) { [bar] in bar?.show(step: "write", $0) }
+            if changes.count > 0 {
+                try changes.write(to: file) { [bar] in bar?.show(step: "write", $0) }
+                status |= FsckStatus.corrected
+            }
         } catch { throw failure(error) }
-        status |= FsckStatus.corrected
         open = Set(outcome.report.counts.keys)
         return outcome.report
     }
+
+    private func tell(_ outcome: RepairOutcome, isTrial: Bool) {
+        for line in outcome.lines {
+            let place = line.path.map { " (\(shown($0)))" } ?? ""
+            let word = line.isLoss ? (isTrial ? "would be lost" : "lost") : (isTrial ? "would be repaired" : "repaired")
+            print("\(path): \(word): \(line.text)\(place)")
+        }
+    }
+
+    /// (Q6)
+    private static let isRead = RepairFailure(.device, "is being read (mounted read-only, or by a command); nothing was changed")
 
     // MARK: undoing
 
@@ -404,12 +420,21 @@ private final class FsckSession {
         var base = path
         if isBlockDevice {
             let directory = "/var/lib/daybook"
-            mkdir(directory, 0o755)
+            if mkdir(directory, 0o755) == 0 { synchronize("/var/lib") }
             base = directory + "/" + path.split(separator: "/").joined(separator: "-")
         }
         var number = 1
-        while access("\(base).undo-\(number)", F_OK) == 0 { number += 1 }
+        var status = stat()
+        // Also a link that leads nowhere is in the way of a new file.
+        while lstat("\(base).undo-\(number)", &status) == 0 { number += 1 }
         return "\(base).undo-\(number)"
+    }
+
+    private static func synchronize(_ directory: String) {
+        let descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard descriptor >= 0 else { return }
+        fsync(descriptor)
+        close(descriptor)
     }
 
     private func putBack(_ undo: String) throws(CommandError) -> Int32 {
@@ -420,6 +445,7 @@ private final class FsckSession {
                 print("\(path): \(counted(UInt64(saved.count), "block")) would be put back")
                 return FsckStatus.clean
             }
+            guard lock.excludeReaders() else { throw Self.isRead }
             let (restored, lost) = try saved.restore(to: file)
             let rest = lost > 0 ? "; \(counted(UInt64(lost), "block")) could not be read when they were to be saved" : ""
             print("\(path): \(counted(UInt64(restored), "block")) put back\(rest)")
@@ -430,7 +456,9 @@ private final class FsckSession {
     // MARK: the rebuild proof
 
     /// The tree made from the oldest checkpoint and the journal, beside the one that is there.
-    private func compareRebuilt(_ target: any BlockDevice, _ open: inout Set<FindingCode>) throws(CommandError) -> CheckReport? {
+    private func compareRebuilt(
+        _ target: any BlockDevice, _ open: inout Set<FindingCode>, _ differs: inout Bool
+    ) throws(CommandError) -> CheckReport? {
         let repairer = makeRepairer()
         let outcome: RepairOutcome?
         do throws(RepairFailure) {
@@ -449,11 +477,13 @@ private final class FsckSession {
         if let present = try? treeDigest(target) {
             print("\(path): tree of the newest checkpoint: \(present)")
             print("\(path): they are \(present == rebuilt ? "equal" : "different")")
-            if present != rebuilt { open.insert(.superblockContradiction) }
+            differs = present != rebuilt
         } else {
             print("\(path): the tree of the newest checkpoint cannot be read in full")
         }
-        return mayRepair && command.repairAll ? try carryOut(outcome, &open) : nil
+        guard mayRepair && command.repairAll else { return nil }
+        differs = false
+        return try carryOut(outcome, &open)
     }
 
     private func treeDigest(_ device: any BlockDevice) throws -> String {
@@ -463,7 +493,7 @@ private final class FsckSession {
 
     // MARK: the verdict
 
-    private func verdict(_ report: CheckReport?, _ open: Set<FindingCode>) -> Int32 {
+    private func verdict(_ report: CheckReport?, _ open: Set<FindingCode>, differs: Bool = false) -> Int32 {
         if let report, command.verbose {
             print("\(path): \(counted(report.inodes, "inode")), \(report.directories) of them directories; \(counted(UInt64(report.checkpoints), "checkpoint"))")
             print("\(path): \(counted(report.records, "record")) in \(counted(report.frames, "frame")) of retained journal")
@@ -473,6 +503,8 @@ private final class FsckSession {
             status |= FsckStatus.uncorrected
             if open.isSubset(of: Self.beyondRepair) {
                 print("\(path): what is damaged of file data cannot be brought back; reading it is an error, and all else is in order")
+            } else if differs {
+                print("\(path): fsck -y --rebuild keeps the tree that the journal makes")
             } else if command.changeNothing || mayRepair {
                 print("\(path): errors were found and left as they are")
             } else {

@@ -184,7 +184,7 @@ private final class FormatTarget {
         if let label = existingDaybook(device) {
             throw CommandError("\(path) contains a Daybook filesystem\(label.isEmpty ? "" : " (\(label))"); use -f to overwrite it")
         }
-        if let kind = try knownContents(device.descriptor) {
+        if let kind = try Signatures.known(path) {
             throw CommandError("\(path) contains \(kind); use -f to overwrite it")
         }
         if !isBlockDevice, try beginsWithData() {
@@ -200,43 +200,6 @@ private final class FormatTarget {
             return (try? Superblock(buffer.bytes, slot: slot)).map { shown(Array($0.label.utf8)) } ?? ""
         }
         return nil
-    }
-
-    /// What libblkid knows the contents as.
-    private func knownContents(_ descriptor: Int32) throws(CommandError) -> String? {
-        try probing { (probe) throws(CommandError) in
-            let status = blkid_do_fullprobe(probe)
-            guard status >= 0 else { throw CommandError("\(path): cannot be searched for filesystems") }
-            guard status == 0 else { return nil }
-            func value(_ name: String) -> String? {
-                var data: UnsafePointer<CChar>?
-                return blkid_probe_lookup_value(probe, name, &data, nil) == 0 ? data.map { String(cString: $0) } : nil
-            }
-            if let type = value("TYPE") {
-                return "\(type)" + (value("LABEL").map { " (\(shown(Array($0.utf8))))" } ?? "")
-            }
-            if let type = value("PTTYPE") { return "a partition table (\(type))" }
-            return "data of a known kind"
-        }
-    }
-
-    private func probing<R>(_ body: (blkid_probe) throws(CommandError) -> R) throws(CommandError) -> R {
-        // Not through O_DIRECT, whose alignment libblkid does not keep.
-        let descriptor = open(path, O_RDWR | O_CLOEXEC)
-        guard descriptor >= 0, let probe = blkid_new_probe() else { throw .system(path) }
-        defer {
-            blkid_free_probe(probe)
-            close(descriptor)
-        }
-        var status = stat()
-        // An empty file cannot be probed, and holds nothing.
-        guard fstat(descriptor, &status) == 0 else { throw .system(path) }
-        guard blkid_probe_set_device(probe, descriptor, 0, 0) == 0 else { throw CommandError("\(path): cannot be searched for filesystems") }
-        blkid_probe_enable_superblocks(probe, 1)
-        blkid_probe_set_superblocks_flags(probe, BLKID_SUBLKS_TYPE | BLKID_SUBLKS_LABEL | BLKID_SUBLKS_MAGIC | BLKID_SUBLKS_BADCSUM)
-        blkid_probe_enable_partitions(probe, 1)
-        blkid_probe_set_partitions_flags(probe, BLKID_PARTS_MAGIC)
-        return try body(probe)
     }
 
     /// Whether the first part of the file has anything but zeros.
@@ -255,7 +218,7 @@ private final class FormatTarget {
     /// Leaves nothing of what was there, so that nobody takes the device for what it was, and gives a file its size.
     private func clear(_ device: FileDevice, wipe: Bool) throws(CommandError) {
         if wipe && !created && device.blockCount > 0 {
-            try probing { (probe) throws(CommandError) in
+            try Signatures.probing(path, O_RDWR) { (probe) throws(CommandError) in
                 while blkid_do_probe(probe) == 0 {
                     guard blkid_do_wipe(probe, 0) == 0 else { throw .system("\(path): an old signature cannot be removed") }
                 }

@@ -43,6 +43,7 @@ struct ScrubCommand: ParsableCommand {
         let mebibytes = rate ?? (source.isLive ? Self.gentleRate : 0)
         // What is above zero is a limit, however small.
         let device = ThrottledDevice(source.device, rate: mebibytes > 0 ? max(UInt64(mebibytes * 1_048_576), 4096) : 0)
+        Cancellation.install()
         let session = ScrubSession(source, device, json: json, showsProgress: progress)
         throw ExitCode(try session.run())
     }
@@ -57,6 +58,7 @@ private final class ScrubSession {
     private var damages: [JSONObject] = []
     /// More are counted, not listed, in JSON.
     private static let limit = 10_000
+    private var found: UInt64 = 0
     private var failure: CommandError?
 
     init(_ source: ImageSource, _ device: ThrottledDevice, json: Bool, showsProgress: Bool) {
@@ -76,16 +78,18 @@ private final class ScrubSession {
                 progress: { [unowned self] in meter.show($0, 0, force: true) },
                 isCancelled: { [unowned self] in
                     meter.tick(device.bytesRead)
-                    return failure != nil
+                    return failure != nil || Cancellation.isWanted
                 })
             meter.expected = max(scrubber.expectedBytes, 1)
             report = try scrubber.run()
         } catch {
             meter.end()
             switch error {
-            case .unusable(let text, let isDaybook): throw CommandError(text, status: isDaybook ? ScrubStatus.damaged : ScrubStatus.failure)
+            case .unusable(let text, let why): throw CommandError(text, status: why == .isOther ? ScrubStatus.failure : ScrubStatus.damaged)
             case .device(let error): throw CommandError(error.description)
-            case .cancelled: throw failure ?? CommandError("cancelled")
+            case .cancelled:
+                if let failure { throw failure }
+                return try cancelled()
             }
         }
         meter.end()
@@ -106,6 +110,23 @@ private final class ScrubSession {
         return report.unfinished == nil ? 0 : ScrubStatus.failure
     }
 
+    /// What was found until then.
+    private func cancelled() throws(CommandError) -> Int32 {
+        if json {
+            var object = JSONObject()
+            object.add("image", bytes: Array(source.path.utf8))
+            object.add("bytes_read", device.bytesRead)
+            object.add("finished", false)
+            object.add("damages", found)
+            object.add("damage", damages)
+            try output.line(object.closed)
+        } else {
+            try output.line("\(shown(Array(source.path.utf8))): \(found == 0 ? "no damage" : counted(found, "damage")) until it was cancelled")
+        }
+        try output.flush()
+        return found > 0 ? ScrubStatus.damaged : ScrubStatus.failure
+    }
+
     private static func seconds() -> Double {
         var time = timespec()
         clock_gettime(CLOCK_MONOTONIC, &time)
@@ -115,6 +136,7 @@ private final class ScrubSession {
     // MARK: damage
 
     private func tell(_ damage: Damage) {
+        found += 1
         if json {
             if damages.count < Self.limit { damages.append(object(damage)) }
             return

@@ -117,7 +117,7 @@ import Volume
                 _ = try Checker(disk)
                 return nil
             } catch {
-                if case .unusable(let text, let isDaybook) = error { return (text, isDaybook) }
+                if case .unusable(let text, let why) = error { return (text, why != .isOther) }
                 return nil
             }
         }

@@ -12,6 +12,7 @@ import Memory
 @testable import Rebuild
 import TestSupport
 import Testing
+import Tree
 import Volume
 
 func makeRepairer(_ disk: any BlockDevice) -> Repairer {
@@ -265,6 +266,91 @@ func expectRepair(_ disk: SimulatedDisk, _ outcome: RepairOutcome, digest: [UInt
         let repairer = makeRepairer(disk)
         let outcome = try #require(try repairer.plan(), "\(repairer.attempts)")
         #expect(outcome.losesSomething)
+        try expectRepair(disk, outcome, digest: baseDigest)
+    }
+
+    /// An image cut short keeps its slots: whatever older filesystem its new end may show a copy of is not brought back.
+    @Test func cutShortIsNotLostSlots() throws {
+        let whole = baseImage
+        let disk = SimulatedDisk(blockCount: whole.blockCount / 2)
+        let page = AlignedBuffer(count: blockSize)
+        for block in 0..<disk.blockCount {
+            try whole.read(BlockNumber(block), into: page.bytes)
+            try disk.write(BlockNumber(block), page.bytes)
+        }
+        let older = Superblock(
+            id: FilesystemID(high: 8, low: 9), label: "", blockCount: disk.blockCount, chunkBlocks: 256, seed: HashSeed(k0: 0, k1: 0),
+            nonce: 1, created: Timestamp(nanoseconds: 1), checkpoint: try SlotState(whole).newest.checkpoint,
+            spaceRoot: try SlotState(whole).newest.spaceRoot)
+        try Repair.identity(of: older, disk)
+        #expect(throws: CheckError.self) { try SlotState(disk) }
+        #expect(try makeRepairer(disk).plan() == nil)
+    }
+
+    /// A write that the power fails in leaves each sector as it was or as it was to be, in the repair as in its undoing.
+    @Test func tornBlocksAreUndone() throws {
+        let damaged = baseImage.copy()
+        try plantings.first { $0.code == .bitmapDamaged }!.plant(try Editor(damaged))
+        let outcome = try #require(try makeRepairer(damaged).plan())
+        let before = contents(damaged)
+        let undo = undoPath()
+        defer { unlink(undo) }
+        let changes = try Changes(outcome.overlay)
+        try UndoFile.save(changes, to: undo, id: outcome.superblock.id, time: Timestamp(nanoseconds: 1))
+        for part in 1..<8 {
+            let disk = damaged.copy()
+            let page = AlignedBuffer(count: blockSize)
+            for (index, change) in changes.list.enumerated() {
+                try outcome.overlay.read(BlockNumber(change.block), into: page.bytes)
+                let new = page.bytes.array
+                disk.corrupt(BlockNumber(change.block)) { old in
+                    for sector in 0..<8 where (index + sector) % 8 < part { old.replaceSubrange(sector * 512..<sector * 512 + 512, with: new[sector * 512..<sector * 512 + 512]) }
+                }
+            }
+            _ = try UndoFile(undo).restore(to: disk)
+            let same = contents(disk) == before
+            #expect(same, "torn at \(part)")
+        }
+        // A sector that is neither is somebody's.
+        let used = damaged.copy()
+        used.corrupt(BlockNumber(changes.list.last!.block)) { $0[700] ^= 1 }
+        #expect(throws: RepairFailure.self) { try UndoFile(undo).verify(used) }
+    }
+
+    /// Where everything but the tree is lost, what lies where it cannot belong goes, and that is a loss of its own.
+    @Test func aFileThatTurnedIntoSomethingElseIsALoss() throws {
+        for kind: UInt32 in [0o010000, 0o040000] {
+            let disk = baseImage.copy()
+            let editor = try Editor(disk)
+            editor.inode(editor.entry("x").inode) { $0.mode = $0.mode & 0o7777 | kind }
+            let repairer = makeRepairer(disk)
+            repairer.allows = { $0 == "E" }
+            let outcome = try #require(try repairer.plan(), "\(repairer.attempts)")
+            #expect(outcome.lines.contains { $0.isLoss && $0.text.contains("blocks at offset") }, "\(described(outcome))")
+        }
+    }
+
+    @Test func lossesBeyondTheListAreCounted() throws {
+        let superblock = try SlotState(baseImage).newest
+        let tree = Tree(
+            cache: PageCache(limit: 64), device: baseImage, kind: .main, id: superblock.id, root: superblock.checkpoint.root,
+            level: superblock.checkpoint.rootLevel)
+        let mend = Mend(
+            tree, superblock, structure: BlockSet(blockCount: superblock.blockCount), lost: [], isCancelled: { false })
+        for number in 0..<10_003 { mend.say("small thing \(number)", isLoss: false) }
+        for number in 0..<10_002 { mend.say("lost thing \(number)", isLoss: true) }
+        let report = mend.report()
+        #expect(report.count == 20_002)
+        #expect(report.filter(\.isLoss).count == 10_001)
+        #expect(report.suffix(2).map(\.text) == ["3 more of the kinds above, which are not listed", "2 more of the kinds above, which are not listed"])
+    }
+
+    /// A number from the image is no place in it.
+    @Test func aBitmapBeyondAllBlocks() throws {
+        let disk = baseImage.copy()
+        try Editor(disk).editSpaceItem(Key(.region, 0)) { $0.set(u64: .max, at: 0) }
+        let repairer = makeRepairer(disk)
+        let outcome = try #require(try repairer.plan(), "\(repairer.attempts)")
         try expectRepair(disk, outcome, digest: baseDigest)
     }
 
