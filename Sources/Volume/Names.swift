@@ -72,7 +72,9 @@ extension View {
         }
         if from < 1 { guard dot([0x2e], directory, 1) else { return } }
         if from < 2 { guard dot([0x2e, 0x2e], item.parent, 2) else { return } }
-        try tree.scan(from: Key(directory, .entry, from &+ 1), mapping: ViewError.tree) {
+        // Behind the last offset there is, which only a hostile image uses, comes nothing: not the first again.
+        guard from < .max else { return }
+        try tree.scan(from: Key(directory, .entry, from + 1), mapping: ViewError.tree) {
             (key, value) throws(ViewError) -> Bool in
             guard key.isOf(directory, .entry) else { return false }
             guard let entry = EntryItem(value) else { throw damagedEntry(key) }

@@ -27,7 +27,9 @@ extension View {
     func bringInPieces(_ owner: InodeNumber) throws(ViewError) {
         guard owner != .none else { return }
         var at = Key(owner, .piece)
-        while let found = try next(at), found.key.isOf(owner, .piece) { at = Key(owner, .piece, found.key.low &+ 1) }
+        while let found = try next(at), found.key.isOf(owner, .piece), found.key.low < .max {
+            at = Key(owner, .piece, found.key.low + 1)
+        }
     }
 
     /// All that goes with an inode: its attributes and their values, its target; its extents are looked at by whoever frees them.
@@ -37,8 +39,11 @@ extension View {
         guard item.xattrs > 0 else { return }
         var at = Key(inode, .xattr)
         while let found = try next(at), found.key.isOf(inode, .xattr) {
-            at = Key(inode, .xattr, found.key.low &+ 1)
+            let low = found.key.low
             if let xattr = XattrItem(found.value) { try bringInPieces(xattr.pieces) }
+            // The last place there is: only in a hostile image.
+            guard low < .max else { return }
+            at = Key(inode, .xattr, low + 1)
         }
     }
 }
