@@ -6,9 +6,6 @@ let strict: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"),
     .enableUpcomingFeature("MemberImportVisibility"),
     .enableUpcomingFeature("InternalImportsByDefault"),
-    // Each look at a stored property of a class would be entered in a list, and taken off it again, in case another is under way:
-    // nothing a lock does not already rule out. Debug builds, which the tests are run with, still check.
-    .unsafeFlags(["-enforce-exclusivity=unchecked"], .when(configuration: .release)),
 ]
 
 let package = Package(
