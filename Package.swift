@@ -54,15 +54,16 @@ let package = Package(
                 .product(name: "Logging", package: "swift-log"),
             ],
             swiftSettings: strict),
+        .target(name: "ByPath", dependencies: ["Volume", "Format", "Memory"], swiftSettings: strict),
         .target(
-            name: "Exploration", dependencies: ["Check", "Volume", "Device", "Format", "Memory"], swiftSettings: strict),
+            name: "Exploration", dependencies: ["ByPath", "Check", "Volume", "Device", "Format", "Memory"], swiftSettings: strict),
         .executableTarget(
             name: "daybook-explore",
             dependencies: ["Device", "Exploration", .product(name: "ArgumentParser", package: "swift-argument-parser")],
             swiftSettings: strict),
         .target(
             name: "Fuzzing",
-            dependencies: ["Check", "Digest", "Volume", "Space", "Journal", "Device", "Format", "Memory", "CSupport"], swiftSettings: strict),
+            dependencies: ["ByPath", "Check", "Digest", "Volume", "Space", "Journal", "Device", "Format", "Memory", "CSupport"], swiftSettings: strict),
         .executableTarget(
             name: "daybook-fuzz",
             dependencies: ["Fuzzing", "Memory", .product(name: "ArgumentParser", package: "swift-argument-parser")],
@@ -70,7 +71,7 @@ let package = Package(
         .testTarget(
             name: "FuzzingTests", dependencies: ["Fuzzing", "Check", "Volume", "Device", "Format", "Memory"], exclude: ["corpus.txt"]),
         .testTarget(name: "ExplorationTests", dependencies: ["Exploration", "Volume", "Device", "Format", "Memory"]),
-        .target(name: "TestSupport", dependencies: ["Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
+        .target(name: "TestSupport", dependencies: ["ByPath", "Volume", "Device", "Format", "Memory"], path: "Tests/TestSupport", swiftSettings: strict),
         .target(name: "CTestSupport", path: "Tests/CTestSupport"),
         .target(name: "CFaults", path: "Tests/CFaults"),
         .testTarget(name: "FormatTests", dependencies: ["Format", "Device", "Memory"]),
@@ -82,6 +83,6 @@ let package = Package(
             name: "CheckTests", dependencies: ["TestSupport", "Rebuild", "Check", "Digest", "Volume", "Journal", "Tree", "Space", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
-        .testTarget(name: "CommandTests", dependencies: ["daybook", "CTestSupport", "CFaults", "Digest", "Check", "Journal", "Volume", "Space", "Device", "Format", "Memory"]),
+        .testTarget(name: "CommandTests", dependencies: ["daybook", "ByPath", "CTestSupport", "CFaults", "Digest", "Check", "Journal", "Volume", "Space", "Device", "Format", "Memory"]),
     ]
 )

@@ -1,7 +1,7 @@
 // Step: what workloads are made of: operations over a small name space, and what makes them durable.
 
+import ByPath
 import Format
-import Memory
 import Volume
 
 public enum Step: Hashable, Sendable, CustomStringConvertible {
@@ -112,6 +112,7 @@ final class Subject {
     }
 
     fileprivate let caller = Caller(uid: 0, gid: 0, pid: 1)
+    private var paths: PathVolume { PathVolume(volume, caller: caller) }
 
     /// Does the step on both. False, and nothing done, when the model refuses it.
     func perform(_ step: Step) throws -> Bool {
@@ -137,39 +138,24 @@ final class Subject {
 
     private func apply(_ step: Step) throws {
         switch step {
-        case .create(let path): try make(path, 0o100644)
-        case .makeDirectory(let path): try make(path, 0o040755)
-        case .symlink(let path): try make(path, 0o120777, target: "somewhere")
+        case .create(let path): try paths.make(path)
+        case .makeDirectory(let path): try paths.make(path, mode: 0o040755)
+        case .symlink(let path): try paths.make(path, mode: 0o120777, target: "somewhere")
         case .temporary:
             let made = try volume.makeTemporary(.root, mode: 0o100600, caller)
-            try bytes(5000).withRawBytes { (data) throws(OperationError) in
-                try volume.write(made.inode, at: 0, data, killPrivileges: false, caller)
-            }
+            try paths.write(made.inode, bytes(5000), at: 0)
             volume.forget(made.inode, count: 1)
-        case .link(let path, let new):
-            let inode = try find(path)
-            try at(new) { parent, name throws(OperationError) in
-                let made = try volume.link(inode, parent, name, caller)
-                volume.forget(made.inode, count: 1)
-            }
-        case .unlink(let path): try at(path) { parent, name throws(OperationError) in try volume.unlink(parent, name, caller) }
-        case .removeDirectory(let path):
-            try at(path) { parent, name throws(OperationError) in try volume.removeDirectory(parent, name, caller) }
-        case .rename(let path, let new): try rename(path, new, 0)
-        case .exchange(let path, let new): try rename(path, new, RenameFlags.exchange)
-        case .write(let path, let at, let count):
-            let inode = try find(path)
-            try bytes(count).withRawBytes { (data) throws(OperationError) in
-                try volume.write(inode, at: UInt64(at), data, killPrivileges: false, caller)
-            }
-        case .truncate(let path, let size):
-            var change = AttributeChange()
-            change.size = UInt64(size)
-            _ = try volume.setAttributes(try find(path), change, caller)
+        case .link(let path, let new): try paths.link(path, new)
+        case .unlink(let path): try paths.unlink(path)
+        case .removeDirectory(let path): try paths.removeDirectory(path)
+        case .rename(let path, let new): try paths.rename(path, new)
+        case .exchange(let path, let new): try paths.rename(path, new, flags: RenameFlags.exchange)
+        case .write(let path, let at, let count): try paths.write(path, bytes(count), at: UInt64(at))
+        case .truncate(let path, let size): try paths.truncate(path, UInt64(size))
         case .fallocate(let path, let mode, let at, let count):
-            try volume.fallocate(try find(path), mode: mode, offset: UInt64(at), length: UInt64(count), caller)
+            try volume.fallocate(try paths.find(path), mode: mode, offset: UInt64(at), length: UInt64(count), caller)
         case .copy(let path, let new):
-            let (source, destination) = (try find(path), try find(new))
+            let (source, destination) = (try paths.find(path), try paths.find(new))
             var done: UInt64 = 0
             while true {
                 let count = try volume.copyRange(from: source, at: done, to: destination, at: done, length: 1 << 20, caller)
@@ -180,56 +166,13 @@ final class Subject {
         case .setMode(let path, let mode):
             var change = AttributeChange()
             change.mode = mode
-            _ = try volume.setAttributes(try find(path), change, caller)
-        case .setXattr(let path, let count):
-            let inode = try find(path)
-            try Array("user.x".utf8).withRawBytes { (name) throws(OperationError) in
-                try bytes(count).withRawBytes { (value) throws(OperationError) in
-                    try volume.setXattr(inode, name, value, create: false, replace: false, caller)
-                }
-            }
-        case .removeXattr(let path):
-            let inode = try find(path)
-            try Array("user.x".utf8).withRawBytes { (name) throws(OperationError) in try volume.removeXattr(inode, name, caller) }
+            _ = try volume.setAttributes(try paths.find(path), change, caller)
+        case .setXattr(let path, let count): try paths.setXattr(path, "user.x", bytes(count))
+        case .removeXattr(let path): try paths.removeXattr(path, "user.x")
         case .commit: try volume.commit()
         case .checkpoint: try volume.checkpointAlone(clean: false)
         case .moveHorizon: volume.moveHorizonAlone()
         case .reclaim: try volume.reclaimAlone()
-        }
-    }
-
-    fileprivate func find(_ path: String) throws -> InodeNumber {
-        var at = InodeNumber.root
-        for part in path.split(separator: "/") {
-            let parent = at
-            at = try Array(part.utf8).withRawBytes { (name) throws(OperationError) in try volume.lookup(parent, name) }.inode
-            volume.forget(at, count: 1)
-        }
-        return at
-    }
-
-    private func at(_ path: String, _ body: (InodeNumber, RawBytes) throws(OperationError) -> Void) throws {
-        let parts = path.split(separator: "/")
-        let parent = try find(parts.dropLast().joined(separator: "/"))
-        try Array(parts.last!.utf8).withRawBytes { (name) throws(OperationError) in try body(parent, name) }
-    }
-
-    private func make(_ path: String, _ mode: UInt32, target: String = "") throws {
-        try at(path) { parent, name throws(OperationError) in
-            let made = try Array(target.utf8).withRawBytes { (target) throws(OperationError) in
-                try volume.make(parent, name, mode: mode, device: 0, target: target, caller)
-            }
-            volume.forget(made.inode, count: 1)
-        }
-    }
-
-    private func rename(_ path: String, _ new: String, _ flags: UInt32) throws {
-        let parts = new.split(separator: "/")
-        let newParent = try find(parts.dropLast().joined(separator: "/"))
-        try at(path) { parent, name throws(OperationError) in
-            try Array(parts.last!.utf8).withRawBytes { (newName) throws(OperationError) in
-                try volume.rename(parent, name, to: newParent, newName, flags: flags, caller)
-            }
         }
     }
 }
@@ -238,7 +181,7 @@ extension Subject {
     /// Sets nearly all room aside for one empty file: what is left is the reserve, and a few blocks that operations may have.
     func fill() throws {
         guard try perform(.create("fill")) else { return }
-        let inode = try find("fill")
+        let inode = try paths.find("fill")
         var offset: UInt64 = 0
         while true {
             let room = volume.statistics().available

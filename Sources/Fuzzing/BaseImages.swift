@@ -5,6 +5,7 @@
 //   worked     files of every kind in a tree of two levels, attributes, shared blocks, history; closed
 //   crashed    that, opened again and crashed; recovered, worked in and crashed once more: a cut, two epochs, records of every type to replay
 
+import ByPath
 import Device
 import Format
 import Memory
@@ -55,94 +56,27 @@ public enum BaseImage: Int, CaseIterable, Sendable {
         return disk
     }
 
-    private static func session(_ disk: MutantDisk, _ number: Int64, _ body: (Session) throws -> Void) throws {
+    private static func session(_ disk: MutantDisk, _ number: Int64, _ body: (PathVolume) throws -> Void) throws {
         var options = OpenOptions()
         options.accessTimes = .always
         options.cacheBytes = 16 << 20
-        let ticks = Ticks(time.nanoseconds + number * 3_600_000_000_000)
+        let clock = StepClock(start: time.nanoseconds + number * 3_600_000_000_000, step: 1_000_000)
         let volume = try Volume.openAlone(
-            disk, options: options, clock: { ticks.next() }, random: { 99 &+ UInt64(number) }, preparing: true, onEvent: { _ in })
-        try body(Session(volume: volume))
+            disk, options: options, clock: { clock.next() }, random: { 99 &+ UInt64(number) }, preparing: true, onEvent: { _ in })
+        try body(PathVolume(volume))
         // No close: what it leaves is what the last commit or checkpoint wrote.
     }
 }
 
-private final class Ticks: @unchecked Sendable {
-    private let lock = Lock()
-    private var nanoseconds: Int64
-    init(_ start: Int64) { nanoseconds = start }
-    func next() -> Timestamp {
-        lock.withLock {
-            nanoseconds += 1_000_000
-            return Timestamp(nanoseconds: nanoseconds)
-        }
-    }
-}
-
-/// Operations by path, on a volume of the caller's own.
-struct Session {
-    let volume: Volume
-    let caller = Caller(uid: 0, gid: 0, pid: 7)
-
-    func find(_ path: String) throws(OperationError) -> InodeNumber {
-        var at = InodeNumber.root
-        for part in path.split(separator: "/") {
-            let parent = at
-            at = try Array(part.utf8).withRawBytes { (name) throws(OperationError) in try volume.lookup(parent, name) }.inode
-            volume.forget(at, count: 1)
-        }
-        return at
-    }
-
-    func at<R>(_ path: String, _ body: (InodeNumber, RawBytes) throws(OperationError) -> R) throws(OperationError) -> R {
-        let parts = path.split(separator: "/")
-        let parent = try find(parts.dropLast().joined(separator: "/"))
-        return try Array(parts.last!.utf8).withRawBytes { (name) throws(OperationError) in try body(parent, name) }
-    }
-
-    func make(_ path: String, mode: UInt32 = 0o100644, target: String = "", device: UInt32 = 0) throws(OperationError) {
-        let made = try at(path) { parent, name throws(OperationError) in
-            try Array(target.utf8).withRawBytes { (target) throws(OperationError) in
-                try volume.make(parent, name, mode: mode, device: device, target: target, caller)
-            }
-        }
-        volume.forget(made.inode, count: 1)
-    }
+extension PathVolume {
+    init(_ volume: Volume) { self.init(volume, caller: Caller(uid: 0, gid: 0, pid: 7)) }
 
     func write(_ inode: InodeNumber, _ count: Int, at offset: UInt64, seed: Int = 0) throws(OperationError) {
-        let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8 &+ seed &* 31 &+ 1) }
-        try bytes.withRawBytes { (data) throws(OperationError) in
-            try volume.write(inode, at: offset, data, killPrivileges: false, caller)
-        }
+        try write(inode, (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8 &+ seed &* 31 &+ 1) }, at: offset)
     }
 
     func setXattr(_ path: String, _ name: String, _ count: Int) throws(OperationError) {
-        let inode = try find(path)
-        try Array(name.utf8).withRawBytes { (name) throws(OperationError) in
-            try [UInt8](repeating: 0x61, count: count).withRawBytes { (value) throws(OperationError) in
-                try volume.setXattr(inode, name, value, create: false, replace: false, caller)
-            }
-        }
-    }
-
-    func truncate(_ path: String, _ size: UInt64) throws(OperationError) {
-        var change = AttributeChange()
-        change.size = size
-        _ = try volume.setAttributes(try find(path), change, caller)
-    }
-
-    func rename(_ path: String, _ new: String, _ flags: UInt32 = 0) throws(OperationError) {
-        let newParent = try find(new.split(separator: "/").dropLast().joined(separator: "/"))
-        let newName = Array(new.split(separator: "/").last!.utf8)
-        try at(path) { parent, name throws(OperationError) in
-            try newName.withRawBytes { (newName) throws(OperationError) in
-                try volume.rename(parent, name, to: newParent, newName, flags: flags, caller)
-            }
-        }
-    }
-
-    func unlink(_ path: String) throws(OperationError) {
-        try at(path) { parent, name throws(OperationError) in try volume.unlink(parent, name, caller) }
+        try setXattr(path, name, [UInt8](repeating: 0x61, count: count))
     }
 
     func populate() throws(OperationError) {
@@ -163,13 +97,7 @@ struct Session {
         try make("fifo", mode: 0o010600)
         for number in 0..<12 { try setXattr("dir/sub", "user.many\(number)", number * 70) }
         try volume.fallocate(big, mode: 1, offset: 1 << 20, length: 200_000, caller)
-        for number in 0..<5 {
-            let inode = try find("big")
-            try at("dir/sub/hard\(number)") { parent, name throws(OperationError) in
-                let made = try volume.link(inode, parent, name, caller)
-                volume.forget(made.inode, count: 1)
-            }
-        }
+        for number in 0..<5 { try link("big", "dir/sub/hard\(number)") }
     }
 
     func change() throws(OperationError) {
@@ -191,14 +119,14 @@ struct Session {
             try write(try find("\(base)/\(name)"), 6000, at: 100, seed: round)
             try write(try find("\(base)/\(name)"), 50, at: 3, seed: round)
         }
-        try rename("\(base)/a", "\(base)/e", RenameFlags.whiteout)
-        try rename("\(base)/b", "\(base)/c", RenameFlags.exchange)
+        try rename("\(base)/a", "\(base)/e", flags: RenameFlags.whiteout)
+        try rename("\(base)/b", "\(base)/c", flags: RenameFlags.exchange)
         try rename("\(base)/c", "\(base)/d")
         try setXattr("\(base)/d", "user.small", 100)
         try setXattr("\(base)/d", "user.large", 3000)
         try setXattr("\(base)/d", "user.large", 1500)
         let inode = try find("\(base)/d")
-        try Array("user.small".utf8).withRawBytes { (name) throws(OperationError) in try volume.removeXattr(inode, name, caller) }
+        try removeXattr("\(base)/d", "user.small")
         var change = AttributeChange()
         change.mode = 0o4711
         change.uid = 12
@@ -213,7 +141,7 @@ struct Session {
         try truncate("\(base)/e", 10)
         try truncate("\(base)/d", 90_000)
         try make("\(base)/empty", mode: 0o040700)
-        try at("\(base)/empty") { parent, name throws(OperationError) in try volume.removeDirectory(parent, name, caller) }
+        try removeDirectory("\(base)/empty")
         try unlink("\(base)/b")
         let buffer = AlignedBuffer(count: 8192)
         _ = try volume.read(inode, at: 0, into: buffer.bytes)

@@ -1,6 +1,7 @@
 // Trial: everything that reads an image, on one mutant, in this process. Any answer is right; no answer, a trap or memory without bound is
 // not. Whoever runs trials in a process of their own learns from `stage` where it was when it ended.
 
+import ByPath
 import Check
 public import Device
 import Digest
@@ -248,7 +249,7 @@ public struct Trial {
     private func write(_ copy: MutantDisk) {
         guard let volume = open(copy, .readWrite) else { return }
         visit(volume, limit: 60)
-        let session = Session(volume: volume)
+        let session = PathVolume(volume)
         _ = try? session.churn(9)
         stage("write: commit")
         _ = try? volume.commit()

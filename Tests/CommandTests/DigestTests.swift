@@ -1,6 +1,7 @@
 // Goal: the digest is the same for the same content and another for any other; read from an image or from a directory.
 // Method: one list of steps, carried out by a volume and by the host's filesystem; then one step more on one of them.
 
+import ByPath
 import Device
 import Digest
 import Format
@@ -72,19 +73,19 @@ import Volume
         let expected = try digest(DirectorySource(directory))
         #expect(try digest(image) == expected)
 
-        let changes: [(TestVolume) throws -> Void] = [
+        let changes: [(PathVolume) throws -> Void] = [
             { try $0.make("new") }, { try $0.rename("new", "new2") }, { try $0.unlink("sparse") },
             { try $0.write("sub/big", [0xee], at: 123_456) }, { try $0.truncate("zeros", 10_001) },
             { try $0.setXattr("empty", "user.x", [1]) }, { try $0.setXattr("empty", "user.x", []) },
             { volume in
                 var change = AttributeChange()
                 change.mode = 0o600
-                _ = try volume.volume.setAttributes(try volume.inode("empty"), change, volume.caller)
+                _ = try volume.volume.setAttributes(try volume.find("empty"), change, volume.caller)
             },
             { volume in
                 var change = AttributeChange()
                 change.gid = 4711
-                _ = try volume.volume.setAttributes(try volume.inode("empty"), change, volume.caller)
+                _ = try volume.volume.setAttributes(try volume.find("empty"), change, volume.caller)
             },
             { volume in
                 try volume.unlink("a name")

@@ -1,5 +1,6 @@
 // Fixture: image files, changed through a volume in this process and looked at by the built command in another.
 
+import ByPath
 import Device
 import Format
 import Glibc
@@ -68,15 +69,16 @@ final class TestImage {
     deinit { unlink(path) }
 
     /// Opens the volume, lets `body` work on it, and closes it; or leaves it as a crash would.
-    func change(crash: Bool = false, _ body: (TestVolume) throws -> Void) throws {
+    func change(crash: Bool = false, _ body: (PathVolume) throws -> Void) throws {
         let device = try FileDevice(path: path, access: .readWrite)
         var options = OpenOptions()
         options.commitSeconds = 1000
         options.accessTimes = .never
-        let ticks = Ticks(clock)
+        // One second a call: times that tests can name.
+        let ticks = StepClock(start: clock, step: 1_000_000_000)
         let volume = try Volume.open(
             device, options: options, clock: { ticks.next() }, random: { 77 }, onEvent: { _ in })
-        do { try body(TestVolume(volume)) } catch {
+        do { try body(PathVolume(volume)) } catch {
             // A volume may not go while its threads run.
             volume.abandon()
             throw error
@@ -92,89 +94,16 @@ final class TestImage {
     }
 }
 
-private final class Ticks: @unchecked Sendable {
-    private let lock = Lock()
-    private var nanoseconds: Int64
-    init(_ start: Int64) { nanoseconds = start }
-    /// One second a call: times that tests can name.
-    func next() -> Timestamp {
-        lock.withLock {
-            nanoseconds += 1_000_000_000
-            return Timestamp(nanoseconds: nanoseconds)
-        }
-    }
-}
+extension PathVolume {
+    init(_ volume: Volume) { self.init(volume, caller: Caller(uid: geteuid(), gid: getegid(), pid: 42)) }
 
-/// Operations by path.
-struct TestVolume {
-    let volume: Volume
-    let caller = Caller(uid: geteuid(), gid: getegid(), pid: 42)
-
-    init(_ volume: Volume) { self.volume = volume }
-
-    private func find(_ parts: some Collection<Substring>) throws -> InodeNumber {
-        var at = InodeNumber.root
-        for part in parts {
-            let parent = at
-            at = try Array(part.utf8).withRawBytes { (name) throws(OperationError) in try volume.lookup(parent, name) }.inode
-            volume.forget(at, count: 1)
-        }
-        return at
-    }
-    private func split(_ path: String) throws -> (InodeNumber, [UInt8]) {
-        let parts = path.split(separator: "/")
-        return (try find(parts.dropLast()), Array(parts.last!.utf8))
-    }
-    func inode(_ path: String) throws -> InodeNumber { try find(path.split(separator: "/")) }
-
-    func make(_ path: String, mode: UInt32 = 0o100644, target: String = "", device: UInt32 = 0) throws {
-        let (parent, name) = try split(path)
-        try make(parent, name, mode: mode, target: target, device: device)
-    }
-    func make(_ parent: InodeNumber = .root, _ name: [UInt8], mode: UInt32 = 0o100644, target: String = "", device: UInt32 = 0) throws {
+    /// A name of any bytes.
+    func make(_ parent: InodeNumber = .root, _ name: [UInt8]) throws {
         let made = try name.withRawBytes { (name) throws(OperationError) in
-            try Array(target.utf8).withRawBytes { (target) throws(OperationError) in
-                try volume.make(parent, name, mode: mode, device: device, target: target, caller)
+            try [UInt8]().withRawBytes { (target) throws(OperationError) in
+                try volume.make(parent, name, mode: 0o100644, device: 0, target: target, caller)
             }
         }
         volume.forget(made.inode, count: 1)
-    }
-    func write(_ path: String, _ bytes: [UInt8], at offset: UInt64 = 0) throws {
-        let inode = try inode(path)
-        try bytes.withRawBytes { (data) throws(OperationError) in
-            try volume.write(inode, at: offset, data, killPrivileges: false, caller)
-        }
-    }
-    func truncate(_ path: String, _ size: UInt64) throws {
-        var change = AttributeChange()
-        change.size = size
-        _ = try volume.setAttributes(try inode(path), change, caller)
-    }
-    func rename(_ path: String, _ newPath: String) throws {
-        let (parent, name) = try split(path)
-        let (newParent, newName) = try split(newPath)
-        try name.withRawBytes { (name) throws(OperationError) in
-            try newName.withRawBytes { (newName) throws(OperationError) in
-                try volume.rename(parent, name, to: newParent, newName, flags: 0, caller)
-            }
-        }
-    }
-    func link(_ path: String, _ newPath: String) throws {
-        let inode = try inode(path)
-        let (parent, name) = try split(newPath)
-        _ = try name.withRawBytes { (name) throws(OperationError) in try volume.link(inode, parent, name, caller) }
-        volume.forget(inode, count: 1)
-    }
-    func unlink(_ path: String) throws {
-        let (parent, name) = try split(path)
-        try name.withRawBytes { (name) throws(OperationError) in try volume.unlink(parent, name, caller) }
-    }
-    func setXattr(_ path: String, _ name: String, _ value: [UInt8]) throws {
-        let inode = try inode(path)
-        try Array(name.utf8).withRawBytes { (name) throws(OperationError) in
-            try value.withRawBytes { (value) throws(OperationError) in
-                try volume.setXattr(inode, name, value, create: false, replace: false, caller)
-            }
-        }
     }
 }

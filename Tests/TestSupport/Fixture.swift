@@ -1,23 +1,16 @@
 // Fixture: a volume on a simulated disk, with an injected clock and random numbers, and operations by path.
 
+import ByPath
 public import Device
 public import Format
 import Glibc
 import Memory
 public import Volume
 
-public final class TestClock: @unchecked Sendable {
-    private let lock = Lock()
-    private var nanoseconds: Int64 = 1_700_000_000_000_000_000
-    /// How far each reading moves the clock. Zero where the number of readings, which depends on threads, must not show.
-    private let step: Int64
-    public init(step: Int64 = 1_000) { self.step = step }
-    public func now() -> Timestamp {
-        lock.withLock {
-            nanoseconds += step
-            return Timestamp(nanoseconds: nanoseconds)
-        }
-    }
+public final class TestClock: Sendable {
+    private let clock: StepClock
+    public init(step: Int64 = 1_000) { clock = StepClock(start: 1_700_000_000_000_000_000, step: step) }
+    public func now() -> Timestamp { clock.next() }
 }
 
 public let testCaller = Caller(uid: 1000, gid: 100, pid: 42)
@@ -72,45 +65,19 @@ private final class Generator: @unchecked Sendable {
 }
 
 extension Volume {
-    public func find(_ path: String) throws -> Attributes {
-        var found = try attributes(.root)
-        for part in path.split(separator: "/") {
-            let parent = found.inode
-            found = try Array(part.utf8).withRawBytes { (name) throws(OperationError) in try lookup(parent, name) }
-            forget(found.inode, count: 1)
-        }
-        return found
-    }
+    private var paths: PathVolume { PathVolume(self, caller: testCaller) }
 
-    private func split(_ path: String) throws -> (InodeNumber, [UInt8]) {
-        let parts = path.split(separator: "/")
-        return (try find(parts.dropLast().joined(separator: "/")).inode, Array(parts.last!.utf8))
-    }
-
+    public func find(_ path: String) throws -> Attributes { try paths.attributes(path) }
     @discardableResult public func make(_ path: String, mode: UInt32 = 0o100644, target: String = "") throws -> InodeNumber {
-        let (parent, name) = try split(path)
-        let made = try name.withRawBytes { (name) throws(OperationError) in
-            try Array(target.utf8).withRawBytes { (target) throws(OperationError) in
-                try make(parent, name, mode: mode, device: 0, target: target, testCaller)
-            }
-        }
-        forget(made.inode, count: 1)
-        return made.inode
+        try paths.make(path, mode: mode, target: target)
     }
-
-    public func makeDirectory(_ path: String) throws { try make(path, mode: 0o040755) }
-
-    public func write(_ path: String, _ bytes: [UInt8], at offset: UInt64 = 0) throws {
-        let inode = try find(path).inode
-        var done = 0
-        while done < bytes.count {
-            let part = Array(bytes[done..<min(done + (1 << 20), bytes.count)])
-            try part.withRawBytes { (data) throws(OperationError) in
-                try write(inode, at: offset + UInt64(done), data, killPrivileges: false, testCaller)
-            }
-            done += part.count
-        }
-    }
+    public func makeDirectory(_ path: String) throws { try paths.make(path, mode: 0o040755) }
+    public func write(_ path: String, _ bytes: [UInt8], at offset: UInt64 = 0) throws { try paths.write(path, bytes, at: offset) }
+    public func unlink(_ path: String) throws { try paths.unlink(path) }
+    public func removeDirectory(_ path: String) throws { try paths.removeDirectory(path) }
+    public func rename(_ path: String, _ newPath: String, flags: UInt32 = 0) throws { try paths.rename(path, newPath, flags: flags) }
+    public func link(_ path: String, _ newPath: String) throws { try paths.link(path, newPath) }
+    public func truncate(_ path: String, _ size: UInt64) throws { try paths.truncate(path, size) }
 
     public func contents(_ path: String) throws -> [UInt8] {
         let found = try find(path)
@@ -125,34 +92,6 @@ extension Volume {
         return buffer.bytes.slice(0, done).array
     }
 
-    public func unlink(_ path: String) throws {
-        let (parent, name) = try split(path)
-        try name.withRawBytes { (name) throws(OperationError) in try unlink(parent, name, testCaller) }
-    }
-    public func removeDirectory(_ path: String) throws {
-        let (parent, name) = try split(path)
-        try name.withRawBytes { (name) throws(OperationError) in try removeDirectory(parent, name, testCaller) }
-    }
-    public func rename(_ path: String, _ newPath: String, flags: UInt32 = 0) throws {
-        let (parent, name) = try split(path)
-        let (newParent, newName) = try split(newPath)
-        try name.withRawBytes { (name) throws(OperationError) in
-            try newName.withRawBytes { (newName) throws(OperationError) in
-                try rename(parent, name, to: newParent, newName, flags: flags, testCaller)
-            }
-        }
-    }
-    public func link(_ path: String, _ newPath: String) throws {
-        let inode = try find(path).inode
-        let (parent, name) = try split(newPath)
-        let made = try name.withRawBytes { (name) throws(OperationError) in try link(inode, parent, name, testCaller) }
-        forget(made.inode, count: 1)
-    }
-    public func truncate(_ path: String, _ size: UInt64) throws {
-        var change = AttributeChange()
-        change.size = size
-        _ = try setAttributes(try find(path).inode, change, testCaller)
-    }
     public func names(_ path: String) throws -> [String] {
         var result: [String] = []
         try list(try find(path).inode, from: 2, attributes: false) { entry in
