@@ -62,7 +62,7 @@ MEASURES = [
     Measure("sqlite-wal", "SQLite transactions, WAL", "/s"),
 ]
 
-# Issue 2's first floor for speed: (measure, "fuse" for the best FUSE peer or "ext4", least ratio).
+# The floors for speed: (measure, "fuse" for the best FUSE peer or "ext4", least ratio).
 FLOORS = [
     ("create", "fuse", 1.5),
     ("rename", "fuse", 1.5),
