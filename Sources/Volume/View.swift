@@ -58,8 +58,9 @@ public final class View: @unchecked Sendable {
         checkpoint: CheckpointItem, superblock: Superblock, device: any BlockDevice, cacheBytes: Int
     ) {
         let pages = max(cacheBytes / blockSize, 1024)
+        // A twelfth is left for data beyond their third: what is dirty, and what waits to be posted, is kept whatever the limit.
         let tree = Tree(
-            cache: PageCache(limit: pages * 2 / 3), device: device, kind: .main, id: superblock.id, root: checkpoint.root,
+            cache: PageCache(limit: pages * 7 / 12), device: device, kind: .main, id: superblock.id, root: checkpoint.root,
             level: checkpoint.rootLevel)
         self.init(
             tree: tree, pages: DataPages(limit: pages / 3), device: device, superblock: superblock, checkpoint: checkpoint)
