@@ -118,6 +118,13 @@ private let longTransfer = 128 << 10
     }
 }
 
+/// Carries out a request that may take `bytes` of room at once: now, or when the kernel holds nothing that would need it
+/// (WritebackGuard, W3).
+private func whenSafe(taking bytes: UInt64, _ request: @escaping () -> Void) {
+    if let writebackGuard = withServer({ $0.writebackGuard }), writebackGuard.park(bytes, request) { return }
+    request()
+}
+
 /// Copies what the volume shows to the thread's memory; an error if it is longer than that.
 @inline(__always) private func gather(_ bytes: RawBytes, into memory: RawBytes) -> Int {
     guard bytes.count <= memory.count else { return -1 }
@@ -341,7 +348,7 @@ func makeOperations() -> fuse_lowlevel_ops {
 
     table.`init` = { userdata, connection in
         Unmanaged<Server>.fromOpaque(userdata!).lend { server in
-            negotiate(&connection!.pointee, writeback: server.options.writeback)
+            negotiate(&connection!.pointee, writeback: server.writebackGuard != nil)
             negotiateLists(server, &connection!.pointee)
         }
     }
@@ -457,6 +464,7 @@ func makeOperations() -> fuse_lowlevel_ops {
         }
         do throws(OperationError) {
             if kill { try withoutPrivileges(inode, write) } else { try withVolume(write) }
+            withServer { $0.writebackGuard?.look() }
             fuse_reply_write(request, size)
         } catch {
             fuse_reply_err(request, error.errno)
@@ -510,14 +518,16 @@ func makeOperations() -> fuse_lowlevel_ops {
             return
         }
         let who = caller(request!)
-        do throws(OperationError) {
-            try withoutPrivileges(inode) { volume throws(OperationError) in
-                try volume.fallocate(
-                    InodeNumber(UInt64(inode)), mode: mode, offset: UInt64(offset), length: UInt64(length), who)
+        whenSafe(taking: mode & daybook_fuse_fallocate_punch != 0 ? 0 : UInt64(length)) {
+            do throws(OperationError) {
+                try withoutPrivileges(inode) { volume throws(OperationError) in
+                    try volume.fallocate(
+                        InodeNumber(UInt64(inode)), mode: mode, offset: UInt64(offset), length: UInt64(length), who)
+                }
+                fuse_reply_err(request, 0)
+            } catch {
+                fuse_reply_err(request, error.errno)
             }
-            fuse_reply_err(request, 0)
-        } catch {
-            fuse_reply_err(request, error.errno)
         }
     }
     table.lseek = { request, inode, offset, whence, _ in
@@ -544,15 +554,17 @@ func makeOperations() -> fuse_lowlevel_ops {
             return
         }
         let who = caller(request!)
-        do throws(OperationError) {
-            let copied = try withoutPrivileges(destination) { volume throws(OperationError) in
-                try volume.copyRange(
-                    from: InodeNumber(UInt64(source)), at: UInt64(sourceOffset), to: InodeNumber(UInt64(destination)),
-                    at: UInt64(offset), length: UInt64(length), who)
+        whenSafe(taking: UInt64(length)) {
+            do throws(OperationError) {
+                let copied = try withoutPrivileges(destination) { volume throws(OperationError) in
+                    try volume.copyRange(
+                        from: InodeNumber(UInt64(source)), at: UInt64(sourceOffset), to: InodeNumber(UInt64(destination)),
+                        at: UInt64(offset), length: UInt64(length), who)
+                }
+                fuse_reply_write(request, Int(truncatingIfNeeded: copied))
+            } catch {
+                fuse_reply_err(request, error.errno)
             }
-            fuse_reply_write(request, Int(truncatingIfNeeded: copied))
-        } catch {
-            fuse_reply_err(request, error.errno)
         }
     }
     return table

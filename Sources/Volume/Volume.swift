@@ -87,6 +87,8 @@ public final class Volume: @unchecked Sendable {
     var exhaustedSince: Int64 = 0
     /// Going below the low-water mark asks for nothing until the next checkpoint: there was nothing to give up.
     var roomQuiet = false
+    /// Free blocks below which history begins to give way.
+    var lowWater: Int
     /// Chunks taken and zeroed ahead of use.
     var spareChunks: [BlockNumber] = []
 
@@ -121,6 +123,7 @@ public final class Volume: @unchecked Sendable {
         self.onEvent = onEvent
         limits = VolumeLimits(
             blockCount: superblock.blockCount, chunkBlocks: superblock.chunkBlocks, cacheBytes: options.cacheBytes)
+        lowWater = limits.lowWater
         durable = view.sequence
         usesAccessControlLists = options.accessControlLists
         view.tree.mayRead = false
@@ -225,7 +228,7 @@ public struct VolumeLimits: Sendable {
     public let dirtyPages: Int
     /// Blocks never lent to operations.
     public let reserve: Int
-    /// Free blocks below which history begins to give way.
+    /// Free blocks below which history begins to give way, unless a mount asks for more.
     public let lowWater: Int
     /// Chunks taken ahead, one of them for housekeeping.
     public let spareChunks = 3

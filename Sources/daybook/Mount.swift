@@ -58,7 +58,7 @@ struct MountCommand: ParsableCommand {
                                      never keep access times; keep them roughly (default); at the first read after each open,
                                      and at every one that the kernel's cache does not answer
               acl, noacl             POSIX access control lists decide too who may do what (default); or do not exist
-              writeback              let the kernel collect small writes before it hands them over
+              writeback[=SIZE]       let the kernel collect small writes before it hands them over, while far more (or SIZE) is free
               latency=0|1            spend power on quick answers while requests flow (default 1 for root)
               threads=N              how many threads serve requests (default 2)
               allow_other            let other users in (default for root)
@@ -245,8 +245,12 @@ extension MountCommand {
         options.latency = settings.latency
         options.threads = settings.threads
         do throws(ServeError) {
-            try serve(volume, at: target.directory, options, log: log) {
+            try serve(volume, at: target.directory, options, log: log) { remark in
                 log.info("mounted on \(target.directory)")
+                if let remark {
+                    if statusDescriptor != nil { printError("daybook mount: \(remark)") }
+                    log.notice("\(remark)")
+                }
                 announceReady()
             }
         } catch {

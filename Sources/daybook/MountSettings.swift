@@ -2,6 +2,7 @@
 // mount(8) put it together from /etc/fstab; what is not known is refused, never ignored in silence.
 
 import Format
+import FuseAdapter
 import Glibc
 import Volume
 
@@ -12,7 +13,7 @@ struct MountSettings {
     var volume = OpenOptions()
     var readOnly = false
     var point: Point?
-    var writeback = false
+    var writeback = Writeback.never
     var latency: Bool?
     var threads = 2
     var allowOther: Bool
@@ -92,7 +93,7 @@ struct MountSettings {
         case "noacl": volume.accessControlLists = false
         case "allow_other": allowOther = true
         case "writeback":
-            writeback = true
+            writeback = .automatic
             daemonOptions.append("writeback")
         case "latency":
             latency = true
@@ -110,7 +111,7 @@ struct MountSettings {
     }
 
     private mutating func take(_ name: Substring, value: Substring) throws(UsageError) -> Bool {
-        if ["at", "commit", "cache", "latency", "threads"].contains(name) { daemonOptions.append(String(name)) }
+        if ["at", "commit", "cache", "latency", "threads", "writeback"].contains(name) { daemonOptions.append(String(name)) }
         switch name {
         case "at":
             guard let point = parsePoint(String(value)) else {
@@ -127,6 +128,11 @@ struct MountSettings {
                 throw UsageError("cache=\(value): a size between 16M and 1024G is possible")
             }
             volume.cacheBytes = size
+        case "writeback":
+            guard let size = parseSize(value), size >= Self.minimumCache, size <= Self.maximumCache else {
+                throw UsageError("writeback=\(value): a size between 16M and 1024G is possible")
+            }
+            writeback = .whileFree(UInt64(size))
         case "errors":
             guard value == "remount-ro" else { throw UsageError("errors=\(value): only remount-ro is possible") }
         case "latency":

@@ -144,7 +144,7 @@ struct Semantics {
 
     /// Expected as observed on ext4, for writes of all kinds: root may keep what he likes; from all others suid goes, and sgid if the
     /// group may execute or the writer is not in it.
-    @Test(arguments: ["rw", "writeback"]) func privilegesGoWhenContentChanges(options: String) throws {
+    @Test(arguments: ["rw", "writeback=16M"]) func privilegesGoWhenContentChanges(options: String) throws {
         let place = try Place(options: options)
         place.make("source")
         for mode in [0o6777, 0o6767, 0o2767, 0o2677, 0o4766] as [mode_t] {
@@ -266,7 +266,7 @@ struct Semantics {
         return result
     }
 
-    @Test(arguments: ["rw", "writeback"]) func changeAndModificationTimes(options: String) throws {
+    @Test(arguments: ["rw", "writeback=16M"]) func changeAndModificationTimes(options: String) throws {
         let place = try Place(options: options)
         place.make("file")
         let file = place["file"]
@@ -594,7 +594,7 @@ struct Semantics {
     }
 
     /// What goes around the kernel's cache and what goes through it see one another.
-    @Test(arguments: ["rw", "writeback"]) func directInputAndOutput(options: String) throws {
+    @Test(arguments: ["rw", "writeback=16M"]) func directInputAndOutput(options: String) throws {
         let place = try Place(options: options)
         place.make("file", size: 8192)
         let buffer = AlignedBuffer(count: 8192)
@@ -621,7 +621,7 @@ struct Semantics {
 
     // MARK: mappings
 
-    @Test(arguments: ["rw", "writeback"]) func mappings(options: String) throws {
+    @Test(arguments: ["rw", "writeback=16M"]) func mappings(options: String) throws {
         let place = try Place(options: options)
         place.make("file", size: 10_000)
         let descriptor = open(place["file"], O_RDWR)
