@@ -36,11 +36,11 @@ public enum CheckError: Error, Sendable {
 /// Why an image cannot be used as it is.
 public enum Unusable: Sendable {
     /// Something else, or of another version.
-    case isOther
+    case other
     /// A Daybook filesystem neither of whose slots is valid.
-    case lostSlots
+    case slotsLost
     /// A Daybook filesystem, part of which is not there at all.
-    case isTruncated
+    case truncated
 }
 
 public enum CheckPhase: Int, Sendable, CaseIterable {

@@ -15,7 +15,7 @@ public struct SlotState: Sendable {
     /// Reads them. Throws when there is nothing to go on with.
     public init(_ device: any BlockDevice) throws(CheckError) {
         guard device.blockCount > Superblock.slots[1].value else {
-            throw .unusable("\(device.name): too small for a Daybook filesystem", .isOther)
+            throw .unusable("\(device.name): too small for a Daybook filesystem", .other)
         }
         let buffer = AlignedBuffer(count: blockSize)
         var slots: [Superblock?] = [nil, nil]
@@ -33,7 +33,7 @@ public struct SlotState: Sendable {
             } catch { reasons.append(error.description) }
         }
         if let unknown {
-            throw .unusable("\(device.name): \(unknown); this needs another version of Daybook", .isOther)
+            throw .unusable("\(device.name): \(unknown); this needs another version of Daybook", .other)
         }
         var best: Int?
         for slot in 0...1 where slots[slot] != nil {
@@ -41,13 +41,13 @@ public struct SlotState: Sendable {
         }
         guard let best, let newest = slots[best] else {
             throw looksLikeOne || Self.hasIdentity(device, buffer.bytes)
-                ? .unusable("\(device.name): no usable superblock: \(reasons[0])", .lostSlots)
-                : .unusable("\(device.name): not a Daybook filesystem", .isOther)
+                ? .unusable("\(device.name): no usable superblock: \(reasons[0])", .slotsLost)
+                : .unusable("\(device.name): not a Daybook filesystem", .other)
         }
         guard newest.blockCount <= device.blockCount else {
             throw .unusable(
                 "\(device.name): truncated: the filesystem has \(newest.blockCount) blocks, the image \(device.blockCount)",
-                .isTruncated)
+                .truncated)
         }
         self.newest = newest
         newestSlot = best

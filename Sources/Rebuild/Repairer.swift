@@ -117,7 +117,7 @@ public final class Repairer {
     /// False when there is no superblock, and nothing to make one from.
     private func prepare() throws -> Bool {
         do throws(CheckError) { slots = try SlotState(base) } catch {
-            guard case .unusable(_, .lostSlots) = error, try makeSuperblock() else { return false }
+            guard case .unusable(_, .slotsLost) = error, try makeSuperblock() else { return false }
             slots = try SlotState(base)
         }
         let checker = try Checker(

@@ -54,7 +54,8 @@ public struct UndoFile {
         defer { close(descriptor) }
         do throws(RepairFailure) {
             try write(changes, descriptor, path, id, time)
-            try syncDirectory(of: path)
+            let parent = ParentDirectory(of: path)
+            guard parent.synchronize() else { throw failure(parent.path) }
         } catch {
             unlink(path)
             throw error
@@ -104,14 +105,6 @@ public struct UndoFile {
         page.bytes.set(u32: page.bytes.crc32c(), at: 12)
         try put(page.bytes, at: 0, descriptor, path)
         guard fsync(descriptor) == 0 else { throw failure(path) }
-    }
-
-    private static func syncDirectory(of path: String) throws(RepairFailure) {
-        let parent = path.lastIndex(of: "/").map { String(path[..<$0]) } ?? "."
-        let descriptor = open(parent.isEmpty ? "/" : parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard descriptor >= 0 else { throw failure(parent) }
-        defer { close(descriptor) }
-        guard fsync(descriptor) == 0 || errno == EINVAL else { throw failure(parent) }
     }
 
     private static func put(_ bytes: RawBytes, at block: UInt64, _ descriptor: Int32, _ path: String) throws(RepairFailure) {

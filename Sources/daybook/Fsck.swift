@@ -8,12 +8,12 @@
 //
 // (Q1) With -n nothing is written to the image: it is opened for reading, and what recovery and repair write stays in an OverlayDevice.
 // (Q2) Without -n, -p and -y the image is written to by recovery alone; what is wrong stays as it is.
-// (Q5) What was found and left is not forgotten: without -n, a filesystem that would count as clean is marked as damaged then. It is
-//      checked, whatever the options, until nothing is found, and mounted read-only alone.
-// (Q6) A repair and its undoing write only while nobody reads: a reader's pin holds its history, which a repair may give up (K3 in ImageLock).
 // (Q3) Nobody writes to the image meanwhile: the writer's lock is held, or with -n kept from everybody else.
 // (Q4) A repair begins with the image as it was found, replays included, so that its undo file leads back to exactly that. Power failing
 //      on the way: Rebuild/Changes, X1 to X3.
+// (Q5) What was found and left is not forgotten: without -n, a filesystem that would count as clean is marked as damaged then. It is
+//      checked, whatever the options, until nothing is found, and mounted read-only alone.
+// (Q6) A repair and its undoing write only while nobody reads: a reader's pin holds its history, which a repair may give up (K3 in ImageLock).
 
 import ArgumentParser
 import Check
@@ -177,7 +177,7 @@ private final class FsckSession {
         if let undo = command.undo { return try putBack(undo) }
         let slots: SlotState
         do throws(CheckError) { slots = try SlotState(file) } catch {
-            guard case .unusable(_, .lostSlots) = error, command.changeNothing || mayRepair else { throw refusal(error) }
+            guard case .unusable(_, .slotsLost) = error, command.changeNothing || mayRepair else { throw refusal(error) }
             // What has taken the slots' place may be somebody's.
             if let kind = try Signatures.known(path) { throw CommandError("\(path): not a Daybook filesystem any more: contains \(kind)") }
             return try repairWithoutSlots(error)
@@ -243,7 +243,7 @@ private final class FsckSession {
     private func refusal(_ error: CheckError) -> CommandError {
         switch error {
         case .unusable(let text, let why):
-            CommandError(text, status: why == .isOther ? FsckStatus.operationalError : FsckStatus.uncorrected)
+            CommandError(text, status: why == .other ? FsckStatus.operationalError : FsckStatus.uncorrected)
         case .device(let error): CommandError(error.description)
         case .cancelled: CommandError("\(path): cancelled", status: status | FsckStatus.cancelled)
         }
@@ -420,7 +420,7 @@ private final class FsckSession {
         var base = path
         if isBlockDevice {
             let directory = "/var/lib/daybook"
-            if mkdir(directory, 0o755) == 0 { synchronize("/var/lib") }
+            if mkdir(directory, 0o755) == 0 { _ = ParentDirectory(of: directory).synchronize() }
             base = directory + "/" + path.split(separator: "/").joined(separator: "-")
         }
         var number = 1
@@ -428,13 +428,6 @@ private final class FsckSession {
         // Also a link that leads nowhere is in the way of a new file.
         while lstat("\(base).undo-\(number)", &status) == 0 { number += 1 }
         return "\(base).undo-\(number)"
-    }
-
-    private static func synchronize(_ directory: String) {
-        let descriptor = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard descriptor >= 0 else { return }
-        fsync(descriptor)
-        close(descriptor)
     }
 
     private func putBack(_ undo: String) throws(CommandError) -> Int32 {

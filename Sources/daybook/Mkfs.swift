@@ -238,10 +238,7 @@ private final class FormatTarget {
         func failure(_ what: String) -> OpenError { OpenError(.device, "\(what): \(String(cString: strerror(errno)))") }
         guard fsync(device.descriptor) == 0 else { throw failure(path) }
         guard !isBlockDevice else { return }
-        let parent = path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
-        let descriptor = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard descriptor >= 0 else { throw failure(parent) }
-        defer { close(descriptor) }
-        guard fsync(descriptor) == 0 || errno == EINVAL else { throw failure(parent) }
+        let parent = ParentDirectory(of: path)
+        guard parent.synchronize() else { throw failure(parent.path) }
     }
 }

@@ -85,7 +85,7 @@ private final class ScrubSession {
         } catch {
             meter.end()
             switch error {
-            case .unusable(let text, let why): throw CommandError(text, status: why == .isOther ? ScrubStatus.failure : ScrubStatus.damaged)
+            case .unusable(let text, let why): throw CommandError(text, status: why == .other ? ScrubStatus.failure : ScrubStatus.damaged)
             case .device(let error): throw CommandError(error.description)
             case .cancelled:
                 if let failure { throw failure }

@@ -25,11 +25,10 @@ enum Signatures {
     static func probing<R>(_ path: String, _ flags: Int32, _ body: (blkid_probe) throws(CommandError) -> R) throws(CommandError) -> R {
         // Not through O_DIRECT, whose alignment libblkid does not keep.
         let descriptor = open(path, flags | O_CLOEXEC)
-        guard descriptor >= 0, let probe = blkid_new_probe() else { throw .system(path) }
-        defer {
-            blkid_free_probe(probe)
-            close(descriptor)
-        }
+        guard descriptor >= 0 else { throw .system(path) }
+        defer { close(descriptor) }
+        guard let probe = blkid_new_probe() else { throw .system(path) }
+        defer { blkid_free_probe(probe) }
         var status = stat()
         // An empty file cannot be probed, and holds nothing.
         guard fstat(descriptor, &status) == 0 else { throw .system(path) }

@@ -117,7 +117,7 @@ import Volume
                 _ = try Checker(disk)
                 return nil
             } catch {
-                if case .unusable(let text, let why) = error { return (text, why != .isOther) }
+                if case .unusable(let text, let why) = error { return (text, why != .other) }
                 return nil
             }
         }
