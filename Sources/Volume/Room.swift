@@ -6,8 +6,8 @@ import Memory
 import Space
 
 extension Volume {
-    /// Bytes that writes can take before one is refused, with history as it is: what is free besides the reserve, as far as the host
-    /// backs it or has space to. Zero for a volume that is read-only.
+    /// Bytes that writes can take before one is refused, journal and tree included, with history as it is: what is free besides the
+    /// reserve, as far as the host backs it or has space to. Zero for a volume that is read-only.
     public func room() -> UInt64 {
         let below = device.spaceBelow()
         return lock.withLock {

@@ -131,6 +131,32 @@ func expectRepair(_ disk: SimulatedDisk, _ outcome: RepairOutcome, digest: [UInt
         }
     }
 
+    /// The mark of damage is put into both slots, one after the other, in place. Whenever the power fails, one of them is whole and says
+    /// of the state what it said; fsck makes the other one from it.
+    @Test(arguments: [true, false]) func powerMayFailWhileTheMarkIsWritten(isDamaged: Bool) throws {
+        var random = SeededRandom(seed: isDamaged ? 1 : 2)
+        let start = baseImage.copy()
+        try Repair.mark(try SlotState(start), start, isDamaged: !isDamaged)
+        var seen: Set<[Bool?]> = []
+        for trial in 0..<60 {
+            let disk = start.copy()
+            disk.failsAfter = disk.operations + trial % 5
+            let finished = (try? Repair.mark(try SlotState(disk), disk, isDamaged: isDamaged)) != nil
+            #expect(finished == (trial % 5 == 4))
+            let crashed = disk.crash(&random)
+            let slots = try SlotState(crashed)
+            let marks = slots.slots.map { $0.map { $0.flags & Superblock.flagDamaged != 0 } }
+            seen.insert(marks)
+            if finished { #expect(marks == [isDamaged, isDamaged]) }
+            let report = try Checker(crashed).run()
+            #expect(Set(report.findings.map(\.code)).isSubset(of: [.slotDamaged, .markedDamaged]), "\(report.findings.map(\.description))")
+            #expect(try treeDigest(crashed) == baseDigest)
+            if let outcome = try makeRepairer(crashed).plan() { #expect(!outcome.losesSomething, "\(described(outcome))") }
+        }
+        let half: Set<[Bool?]> = [[true, false], [false, true]]
+        #expect(seen.isSuperset(of: [[isDamaged, isDamaged], [!isDamaged, !isDamaged]]) && !seen.isDisjoint(with: half), "\(seen)")
+    }
+
     /// The same changes over another copy of the device.
     private func relayed(_ overlay: OverlayDevice, _ device: any BlockDevice) throws -> OverlayDevice {
         let other = OverlayDevice(device)
