@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
-#include <linux/mount.h>
 #include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,7 +14,6 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <time.h>
@@ -81,7 +79,6 @@ size_t daybook_fuse_add_entry_plus(
 
 // --- Linux ----------------------------------------------------------------------------------------------------
 
-_Static_assert(FALLOC_FL_PUNCH_HOLE == 2, "constants");
 _Static_assert(SEEK_DATA == 3 && SEEK_HOLE == 4 && XATTR_CREATE == 1 && XATTR_REPLACE == 2, "constants");
 
 int daybook_fuse_sync_filesystem(const char *path) {
@@ -89,42 +86,6 @@ int daybook_fuse_sync_filesystem(const char *path) {
     if (descriptor < 0) return errno;
     int error = syncfs(descriptor) == 0 ? 0 : errno;
     close(descriptor);
-    return error;
-}
-
-// A descriptor to configure the filesystem at `path` by, or a negative errno. It holds the filesystem, but none of its mounts: one
-// can be unmounted meanwhile.
-static int pick(const char *path, uint32_t major, uint32_t minor) {
-    int place = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (place < 0) return -errno;
-    struct statx status;
-    int picked;
-    // Nothing is asked of the daemon for this, which is us.
-    if (statx(place, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) != 0)
-        picked = -errno;
-    else if (status.stx_dev_major != major || status.stx_dev_minor != minor)
-        picked = -ESTALE;
-    else if ((picked = (int)syscall(SYS_fspick, place, "", FSPICK_CLOEXEC | FSPICK_NO_AUTOMOUNT | FSPICK_EMPTY_PATH)) < 0)
-        picked = -errno;
-    close(place);
-    return picked;
-}
-
-int daybook_fuse_can_reconfigure(const char *path, uint32_t major, uint32_t minor) {
-    int context = pick(path, major, minor);
-    if (context < 0) return -context;
-    close(context);
-    return 0;
-}
-
-int daybook_fuse_set_synchronous(const char *path, uint32_t major, uint32_t minor, bool on) {
-    int context = pick(path, major, minor);
-    if (context < 0) return -context;
-    int error = 0;
-    if (syscall(SYS_fsconfig, context, FSCONFIG_SET_FLAG, on ? "sync" : "async", NULL, 0) != 0 ||
-        syscall(SYS_fsconfig, context, FSCONFIG_CMD_RECONFIGURE, NULL, NULL, 0) != 0)
-        error = errno;
-    close(context);
     return error;
 }
 

@@ -49,8 +49,6 @@ public protocol BlockDevice: AnyObject, Sendable {
     func flush() throws(DeviceError)
     /// Makes sure that writes to these blocks need no new space from below (host-backed images).
     func provide(_ block: BlockNumber, count: UInt64) throws(DeviceError)
-    /// Blocks that `provide` could still find room for, as far as the host tells; all there are when it need not ask.
-    func spaceBelow() -> UInt64
     /// Tells that the contents of these blocks are no longer wanted.
     func discard(_ block: BlockNumber, count: UInt64)
 }
@@ -61,6 +59,5 @@ extension BlockDevice {
     public func readResident(_ block: BlockNumber, into bytes: RawBytes) -> Bool { false }
     public func admitHostCache() {}
     public func provide(_ block: BlockNumber, count: UInt64) throws(DeviceError) {}
-    public func spaceBelow() -> UInt64 { blockCount }
     public func discard(_ block: BlockNumber, count: UInt64) {}
 }

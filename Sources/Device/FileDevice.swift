@@ -216,12 +216,6 @@ public final class FileDevice: BlockDevice, @unchecked Sendable {
         guard status == 0 || errno == EOPNOTSUPP else { throw Self.error(.allocate, name, ": backing for \(block)") }
     }
 
-    public func spaceBelow() -> UInt64 {
-        var status = statvfs()
-        guard isThin, fstatvfs(descriptor, &status) == 0 else { return blockCount }
-        return UInt64(status.f_bavail) * UInt64(status.f_frsize) >> UInt64(blockShift)
-    }
-
     public func discard(_ block: BlockNumber, count: UInt64) {
         guard !isBlockDevice else { return }
         // FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE; only a hint, so a refusal is no error.

@@ -13,8 +13,6 @@ public struct MountedFilesystem: Sendable, Equatable {
     public let flags: [String]
     public let type: String
     public let source: String
-    /// Those of the filesystem, whichever of its mounts one looks at: "rw", "sync" and so on.
-    public let filesystemFlags: [String]
 
     /// Of images, and of block devices.
     private static let daybookTypes = ["fuse.daybook", "fuseblk.daybook"]
@@ -59,8 +57,6 @@ public struct MountedFilesystem: Sendable, Equatable {
         flags = fields[5].split(separator: UInt8(ascii: ",")).map { String(decoding: $0, as: UTF8.self) }
         type = String(decoding: fields[dash + 1], as: UTF8.self)
         source = Self.unescape(fields[dash + 2])
-        filesystemFlags = fields.count > dash + 3
-            ? fields[dash + 3].split(separator: UInt8(ascii: ",")).map { String(decoding: $0, as: UTF8.self) } : []
     }
 
     /// The kernel writes space, tab, newline and backslash as three octal digits.

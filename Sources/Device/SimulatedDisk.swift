@@ -189,8 +189,6 @@ public final class SimulatedDisk: BlockDevice, @unchecked Sendable {
         try lock.withLock { () throws(DeviceError) in try give(block, count) }
     }
 
-    public func spaceBelow() -> UInt64 { lock.withLock { hostRoom.map { UInt64($0) } ?? blockCount } }
-
     private func give(_ block: BlockNumber, _ count: UInt64) throws(DeviceError) {
         guard let room = hostRoom else { return }
         let new = (block.value..<block.value + count).filter { !given.contains($0) }

@@ -118,13 +118,6 @@ private let longTransfer = 128 << 10
     }
 }
 
-/// Carries out a request that may take `bytes` of room at once: now, or when the kernel holds nothing that would need it
-/// (WritebackGuard, W3).
-private func whenSafe(taking bytes: UInt64, _ request: @escaping () -> Void) {
-    if let writebackGuard = withServer({ $0.writebackGuard }), writebackGuard.park(bytes, request) { return }
-    request()
-}
-
 /// Copies what the volume shows to the thread's memory; an error if it is longer than that.
 @inline(__always) private func gather(_ bytes: RawBytes, into memory: RawBytes) -> Int {
     guard bytes.count <= memory.count else { return -1 }
@@ -295,7 +288,7 @@ private func sync(_ request: fuse_req_t) {
 // MARK: the connection
 
 /// INIT: what we ask of the kernel. Three more bits are asked for by the shim (raw_request.c).
-func negotiate(_ connection: inout fuse_conn_info, writeback: Bool) {
+func negotiate(_ connection: inout fuse_conn_info) {
     func ask(_ capability: Int32) {
         let bit = UInt32(bitPattern: capability)
         if connection.capable & bit != 0 { connection.want |= bit }
@@ -319,7 +312,8 @@ func negotiate(_ connection: inout fuse_conn_info, writeback: Bool) {
     decline(Int32(FUSE_CAP_SPLICE_MOVE))
     // The first version has the server clear suid on every write, root's included; the second is asked for instead.
     decline(Int32(FUSE_CAP_HANDLE_KILLPRIV))
-    if writeback { ask(Int32(FUSE_CAP_WRITEBACK_CACHE)) }
+    // With it write(2) ends without our having been asked: on a full filesystem, with an acknowledgement that cannot be kept.
+    decline(Int32(FUSE_CAP_WRITEBACK_CACHE))
 
     connection.max_write = UInt32(Server.maximumTransfer)
     connection.max_background = 64
@@ -348,7 +342,7 @@ func makeOperations() -> fuse_lowlevel_ops {
 
     table.`init` = { userdata, connection in
         Unmanaged<Server>.fromOpaque(userdata!).lend { server in
-            negotiate(&connection!.pointee, writeback: server.writebackGuard != nil)
+            negotiate(&connection!.pointee)
             negotiateLists(server, &connection!.pointee)
         }
     }
@@ -464,7 +458,6 @@ func makeOperations() -> fuse_lowlevel_ops {
         }
         do throws(OperationError) {
             if kill { try withoutPrivileges(inode, write) } else { try withVolume(write) }
-            withServer { $0.writebackGuard?.look() }
             fuse_reply_write(request, size)
         } catch {
             fuse_reply_err(request, error.errno)
@@ -518,16 +511,14 @@ func makeOperations() -> fuse_lowlevel_ops {
             return
         }
         let who = caller(request!)
-        whenSafe(taking: mode & daybook_fuse_fallocate_punch != 0 ? 0 : UInt64(length)) {
-            do throws(OperationError) {
-                try withoutPrivileges(inode) { volume throws(OperationError) in
-                    try volume.fallocate(
-                        InodeNumber(UInt64(inode)), mode: mode, offset: UInt64(offset), length: UInt64(length), who)
-                }
-                fuse_reply_err(request, 0)
-            } catch {
-                fuse_reply_err(request, error.errno)
+        do throws(OperationError) {
+            try withoutPrivileges(inode) { volume throws(OperationError) in
+                try volume.fallocate(
+                    InodeNumber(UInt64(inode)), mode: mode, offset: UInt64(offset), length: UInt64(length), who)
             }
+            fuse_reply_err(request, 0)
+        } catch {
+            fuse_reply_err(request, error.errno)
         }
     }
     table.lseek = { request, inode, offset, whence, _ in
@@ -554,17 +545,15 @@ func makeOperations() -> fuse_lowlevel_ops {
             return
         }
         let who = caller(request!)
-        whenSafe(taking: UInt64(length)) {
-            do throws(OperationError) {
-                let copied = try withoutPrivileges(destination) { volume throws(OperationError) in
-                    try volume.copyRange(
-                        from: InodeNumber(UInt64(source)), at: UInt64(sourceOffset), to: InodeNumber(UInt64(destination)),
-                        at: UInt64(offset), length: UInt64(length), who)
-                }
-                fuse_reply_write(request, Int(truncatingIfNeeded: copied))
-            } catch {
-                fuse_reply_err(request, error.errno)
+        do throws(OperationError) {
+            let copied = try withoutPrivileges(destination) { volume throws(OperationError) in
+                try volume.copyRange(
+                    from: InodeNumber(UInt64(source)), at: UInt64(sourceOffset), to: InodeNumber(UInt64(destination)),
+                    at: UInt64(offset), length: UInt64(length), who)
             }
+            fuse_reply_write(request, Int(truncatingIfNeeded: copied))
+        } catch {
+            fuse_reply_err(request, error.errno)
         }
     }
     return table

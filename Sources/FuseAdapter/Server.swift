@@ -25,7 +25,6 @@ public struct MountOptions: Sendable {
     public var isBlockDevice = false
     /// As mount(2) and libfuse know them: ro, nosuid, allow_other, …
     public var kernelOptions: [String] = []
-    public var writeback = Writeback.never
     /// Reading after an open moves the access time, even if the kernel has the contents.
     public var strictAccessTimes = false
     /// Trade power for latency while requests flow; nil: if the kernel lets us.
@@ -50,8 +49,6 @@ final class Server: @unchecked Sendable {
     private(set) var commits: GroupCommit!
     private(set) var loop: RequestLoop!
     private(set) var session: OpaquePointer!
-    /// There is one if the kernel has the writeback cache.
-    var writebackGuard: WritebackGuard?
     private let closed = Atomic<Bool>(false)
     private(set) var closeError: OperationError?
 
@@ -73,7 +70,6 @@ final class Server: @unchecked Sendable {
     func followMountFlags(_ mountpoint: String) {
         guard let mount = MountedFilesystem.at(mountpoint), mount.isDaybook, mount.source == options.source else { return }
         volume.takeUnretainedValue().pauseAccessTimes(mount.flags.contains("ro") || mount.flags.contains("noatime"))
-        writebackGuard?.follow(isSynchronous: mount.filesystemFlags.contains("sync"))
     }
 
     func closeVolume() {
@@ -94,9 +90,9 @@ public func prepareProcess() {
 }
 
 /// Mounts `volume` on `mountpoint` (an absolute path without symbolic links) and serves it until it is unmounted or
-/// the process is told to end; then closes it. `ready` is called when the mount can be used, with what whoever mounts should know.
+/// the process is told to end; then closes it. `ready` is called when the mount can be used.
 public func serve(
-    _ volume: Volume, at mountpoint: String, _ options: MountOptions, log: Logger, ready: (_ remark: String?) -> Void
+    _ volume: Volume, at mountpoint: String, _ options: MountOptions, log: Logger, ready: () -> Void
 ) throws(ServeError) {
     let server = Server(volume, options, log)
     volume.keepsSetGroup = keepsSetGroup
@@ -125,17 +121,10 @@ public func serve(
         throw ServeError(description: libraryMessage() ?? "cannot set up the FUSE session")
     }
     server.attach(session)
-    var remark: String?
-    if options.writeback != .never && !volume.isReadOnly {
-        switch WritebackGuard.make(volume, at: mountpoint, options, log: log) {
-        case .success(let made): server.writebackGuard = made
-        case .failure(let reason): remark = "no writeback cache: \(reason)"
-        }
-    }
     guard server.loop.serveFirst(server) else {
         throw ServeError(description: libraryMessage() ?? "the kernel refused the FUSE session")
     }
-    tune(mountpoint, server)
+    tune(mountpoint)
 
     libraryLog.withLock { $0.isServing = true }
     let ending = Ending()
@@ -145,11 +134,9 @@ public func serve(
             ending.announce()
         }
     }
-    server.writebackGuard?.start(server)
-    ready(remark)
+    ready()
     ending.wait(onSignal: { end(server, mountpoint, $0) }, onMounts: { server.followMountFlags(mountpoint) })
     for thread in threads { thread.join() }
-    server.writebackGuard?.end()
     server.closeVolume()
     if let error = server.closeError { throw ServeError(description: "the volume was not closed cleanly: \(error)") }
 }
@@ -193,9 +180,8 @@ private func end(_ server: Server, _ mountpoint: String, _ signal: Int32) {
     server.log.notice("signal \(signal): unmounting \(mountpoint)")
     if isOnTop(server.options, mountpoint) && unmount(mountpoint) { return }
     server.log.warning("\(mountpoint) is in use; ending all the same: programs that use it will get errors")
-    // What the kernel still holds (shared mappings, the writeback cache) would be lost with the connection.
+    // What the kernel still holds (shared mappings) would be lost with the connection.
     _ = daybook_fuse_sync_filesystem(mountpoint)
-    server.writebackGuard?.end()
     server.loop.stop()
 }
 
@@ -223,14 +209,10 @@ private func unmount(_ mountpoint: String) -> Bool {
 
 /// Larger read-ahead, and a fair share of memory for dirty pages (a FUSE mount gets one per cent). Root only: quietly
 /// left as it is otherwise.
-private func tune(_ mountpoint: String, _ server: Server) {
+private func tune(_ mountpoint: String) {
     guard let mount = MountedFilesystem.at(mountpoint) else { return }
     tell("/sys/class/bdi/\(mount.device)/read_ahead_kb", "4096")
-    if server.writebackGuard != nil, case .whileFree(let bytes) = server.options.writeback {
-        tell("/sys/class/bdi/\(mount.device)/max_bytes", String(bytes / 8))
-    } else {
-        tell("/sys/class/bdi/\(mount.device)/max_ratio", "40")
-    }
+    tell("/sys/class/bdi/\(mount.device)/max_ratio", "40")
 }
 
 /// Commas separate libfuse's options; a backslash takes their meaning away.

@@ -41,7 +41,7 @@ extension Volume {
             || view.pages.unposted >= limits.unposted || view.unsettled >= limits.deadEntries
         checkpointForced = false
         if due { unlocked { try? checkpoint(clean: false) } }
-        if space!.free < lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
+        if space!.free < limits.lowWater && !roomQuiet || roomWanted > 0 { makeRoom() }
         return true
     }
 
@@ -220,7 +220,7 @@ extension Volume {
     /// `roomExhausted` says that there is none to be made.
     private func makeRoom() {
         while !reclaimable.isEmpty && failureText == nil { guard reclaimBatch() else { break } }
-        let target = roomWanted > 0 ? limits.reserve + roomWanted : lowWater
+        let target = roomWanted > 0 ? limits.reserve + roomWanted : limits.lowWater
         let wanted = roomWanted
         let before = space!.free
         // Moving the horizon is itself a record, which the next checkpoint writes and the next move could give up: what counts is the

@@ -237,7 +237,7 @@ extension Volume {
         }
         if !checkpointWanted
             && (view.tree.dirtyCount >= limits.dirtyNodes || recordsSinceCheckpoint >= limits.records
-                || view.pages.unposted >= limits.unposted || view.unsettled >= limits.deadEntries || space!.free < lowWater && !roomQuiet)
+                || view.pages.unposted >= limits.unposted || view.unsettled >= limits.deadEntries || space!.free < limits.lowWater && !roomQuiet)
         {
             checkpointWanted = true
             lock.broadcast()

@@ -87,8 +87,6 @@ public final class Volume: @unchecked Sendable {
     var exhaustedSince: Int64 = 0
     /// Going below the low-water mark asks for nothing until the next checkpoint: there was nothing to give up.
     var roomQuiet = false
-    /// Free blocks below which history begins to give way.
-    var lowWater: Int
     /// Chunks taken and zeroed ahead of use.
     var spareChunks: [BlockNumber] = []
 
@@ -123,7 +121,6 @@ public final class Volume: @unchecked Sendable {
         self.onEvent = onEvent
         limits = VolumeLimits(
             blockCount: superblock.blockCount, chunkBlocks: superblock.chunkBlocks, cacheBytes: options.cacheBytes)
-        lowWater = limits.lowWater
         durable = view.sequence
         usesAccessControlLists = options.accessControlLists
         view.tree.mayRead = false
@@ -228,7 +225,7 @@ public struct VolumeLimits: Sendable {
     public let dirtyPages: Int
     /// Blocks never lent to operations.
     public let reserve: Int
-    /// Free blocks below which history begins to give way, unless a mount asks for more.
+    /// Free blocks below which history begins to give way.
     public let lowWater: Int
     /// Chunks taken ahead, one of them for housekeeping.
     public let spareChunks = 3

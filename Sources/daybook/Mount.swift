@@ -58,7 +58,7 @@ struct MountCommand: ParsableCommand {
                                      never keep access times; keep them roughly (default); at the first read after each open,
                                      and at every one that the kernel's cache does not answer
               acl, noacl             POSIX access control lists decide too who may do what (default); or do not exist
-              writeback[=SIZE]       let the kernel collect small writes before it hands them over, while far more (or SIZE) is free
+              writeback              has no effect: write(2) always asks whether there is room
               latency=0|1            spend power on quick answers while requests flow (default 1 for root)
               threads=N              how many threads serve requests (default 2)
               allow_other            let other users in (default for root)
@@ -90,6 +90,9 @@ struct MountCommand: ParsableCommand {
                 throw MountError(error.description, MountStatus.usage)
             }
             if let statusDescriptor { _ = fcntl(statusDescriptor, F_SETFD, FD_CLOEXEC) }
+            for option in settings.ignored where statusDescriptor == nil {
+                printError("daybook mount: '\(option)' has no effect: write(2) always asks whether there is room")
+            }
             if settings.remount { return try remount(settings) }
             let target = try MountTarget(image: image, directory: directory)
             if fake { return }
@@ -240,17 +243,12 @@ extension MountCommand {
         options.source = target.image
         options.isBlockDevice = device.isBlockDevice && geteuid() == 0
         options.kernelOptions = settings.kernelOptions
-        options.writeback = settings.writeback
         options.strictAccessTimes = settings.volume.accessTimes == .always
         options.latency = settings.latency
         options.threads = settings.threads
         do throws(ServeError) {
-            try serve(volume, at: target.directory, options, log: log) { remark in
+            try serve(volume, at: target.directory, options, log: log) {
                 log.info("mounted on \(target.directory)")
-                if let remark {
-                    if statusDescriptor != nil { printError("daybook mount: \(remark)") }
-                    log.notice("\(remark)")
-                }
                 announceReady()
             }
         } catch {

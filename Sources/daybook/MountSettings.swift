@@ -2,7 +2,6 @@
 // mount(8) put it together from /etc/fstab; what is not known is refused, never ignored in silence.
 
 import Format
-import FuseAdapter
 import Glibc
 import Volume
 
@@ -13,7 +12,6 @@ struct MountSettings {
     var volume = OpenOptions()
     var readOnly = false
     var point: Point?
-    var writeback = Writeback.never
     var latency: Bool?
     var threads = 2
     var allowOther: Bool
@@ -21,6 +19,8 @@ struct MountSettings {
     private(set) var remount = false
     /// Options given that only a daemon heeds, and only when it is started.
     private(set) var daemonOptions: [String] = []
+    /// Options known and without effect.
+    private(set) var ignored: [String] = []
     /// Flags of mount(2), by name, each at most once.
     private var kernelFlags: [String: Bool] = [:]
 
@@ -92,9 +92,7 @@ struct MountSettings {
         case "acl": volume.accessControlLists = true
         case "noacl": volume.accessControlLists = false
         case "allow_other": allowOther = true
-        case "writeback":
-            writeback = .automatic
-            daemonOptions.append("writeback")
+        case "writeback": ignored.append("writeback")
         case "latency":
             latency = true
             daemonOptions.append("latency")
@@ -111,7 +109,7 @@ struct MountSettings {
     }
 
     private mutating func take(_ name: Substring, value: Substring) throws(UsageError) -> Bool {
-        if ["at", "commit", "cache", "latency", "threads", "writeback"].contains(name) { daemonOptions.append(String(name)) }
+        if ["at", "commit", "cache", "latency", "threads"].contains(name) { daemonOptions.append(String(name)) }
         switch name {
         case "at":
             guard let point = parsePoint(String(value)) else {
@@ -128,11 +126,6 @@ struct MountSettings {
                 throw UsageError("cache=\(value): a size between 16M and 1024G is possible")
             }
             volume.cacheBytes = size
-        case "writeback":
-            guard let size = parseSize(value), size >= Self.minimumCache, size <= Self.maximumCache else {
-                throw UsageError("writeback=\(value): a size between 16M and 1024G is possible")
-            }
-            writeback = .whileFree(UInt64(size))
         case "errors":
             guard value == "remount-ro" else { throw UsageError("errors=\(value): only remount-ro is possible") }
         case "latency":

@@ -1,7 +1,7 @@
 // daybook sync: makes everything durable that was done in a mounted filesystem.
 //
 // sync(2) and syncfs(2) reach a filesystem in user space only when it is mounted from a block device. This reaches it always:
-// syncfs(2) has the kernel hand over what it still holds (shared mappings, the writeback cache), and an fsync commits.
+// syncfs(2) has the kernel hand over what it still holds (shared mappings), and an fsync commits.
 
 import ArgumentParser
 import CSupport

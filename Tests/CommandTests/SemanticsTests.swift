@@ -144,8 +144,8 @@ struct Semantics {
 
     /// Expected as observed on ext4, for writes of all kinds: root may keep what he likes; from all others suid goes, and sgid if the
     /// group may execute or the writer is not in it.
-    @Test(arguments: ["rw", "writeback=16M"]) func privilegesGoWhenContentChanges(options: String) throws {
-        let place = try Place(options: options)
+    @Test func privilegesGoWhenContentChanges() throws {
+        let place = try Place()
         place.make("source")
         for mode in [0o6777, 0o6767, 0o2767, 0o2677, 0o4766] as [mode_t] {
             for change in ContentChange.allCases {
@@ -266,15 +266,14 @@ struct Semantics {
         return result
     }
 
-    @Test(arguments: ["rw", "writeback=16M"]) func changeAndModificationTimes(options: String) throws {
-        let place = try Place(options: options)
+    @Test func changeAndModificationTimes() throws {
+        let place = try Place()
         place.make("file")
         let file = place["file"]
         let both: Moved = [.modified, .changed]
         #expect(moved(file) { opened(file, O_WRONLY) { write($0, "b", 1) == 1 ? 0 : errno } } == both)
         #expect(moved(file) { opened(file, O_WRONLY) { write($0, "b", 0) == 0 ? 0 : errno } } == [])
-        // With writeback the kernel keeps these times, and overlooks a truncation to the size that is.
-        if options == "rw" { #expect(moved(file) { attempt { truncate(file, 8192) } } == both) }
+        #expect(moved(file) { attempt { truncate(file, 8192) } } == both)
         #expect(moved(file) { attempt { truncate(file, 10_000) } } == both)
         for mode in [0, 1, 1, 3, 3, 0x10, 0x11] as [Int32] {
             #expect(moved(file) { opened(file, O_WRONLY) { test_fallocate($0, mode, 0, 4096) } } == both, "fallocate \(mode)")
@@ -594,8 +593,8 @@ struct Semantics {
     }
 
     /// What goes around the kernel's cache and what goes through it see one another.
-    @Test(arguments: ["rw", "writeback=16M"]) func directInputAndOutput(options: String) throws {
-        let place = try Place(options: options)
+    @Test func directInputAndOutput() throws {
+        let place = try Place()
         place.make("file", size: 8192)
         let buffer = AlignedBuffer(count: 8192)
         let descriptor = open(place["file"], O_RDWR | test_o_direct())
@@ -621,8 +620,8 @@ struct Semantics {
 
     // MARK: mappings
 
-    @Test(arguments: ["rw", "writeback=16M"]) func mappings(options: String) throws {
-        let place = try Place(options: options)
+    @Test func mappings() throws {
+        let place = try Place()
         place.make("file", size: 10_000)
         let descriptor = open(place["file"], O_RDWR)
         func map(_ flags: Int32) -> UnsafeMutableRawPointer { mmap(nil, 10_000, PROT_READ | PROT_WRITE, flags, descriptor, 0)! }

@@ -38,8 +38,7 @@ import Volume
         #expect(settings.volume.commitSeconds == 0.5)
         #expect(settings.volume.cacheBytes == 32 << 20)
         #expect(settings.volume.accessTimes == .never)
-        #expect(settings.writeback == .automatic)
-        #expect(try MountSettings(["writeback=2G"], isRoot: true).writeback == .whileFree(2 << 30))
+        #expect(settings.ignored == ["writeback"])
         #expect(settings.latency == false)
     }
 
@@ -53,7 +52,7 @@ import Volume
     @Test(arguments: [
         "bogus", "bogus=1", "commit=0", "commit=", "commit=nan", "commit=inf", "commit=-1", "cache=1M", "cache=", "cache=-1",
         "cache=99999999999999999999", "cache=9999999999G", "cache=16Q", "errors=panic", "latency=2", "at=", "at=yesterday",
-        "threads=0", "writeback=1M", "writeback=", "ro=1", "user_id=0",
+        "threads=0", "ro=1", "user_id=0",
     ])
     func refused(option: String) { #expect(throws: UsageError.self) { try MountSettings([option], isRoot: true) } }
 
@@ -66,7 +65,7 @@ import Volume
         #expect(settings.daemonOptions == [])
         let other = try MountSettings(["remount,rw,nosuid,nodev,sync,noatime,commit=3,writeback"], isRoot: true)
         #expect(other.remountFlags == UInt(MS_REMOUNT | MS_NOSUID | MS_NODEV | MS_SYNCHRONOUS | MS_NOATIME))
-        #expect(other.daemonOptions == ["commit", "writeback"])
+        #expect(other.daemonOptions == ["commit"])
         #expect(try !MountSettings(["rw"], isRoot: true).remount)
     }
 

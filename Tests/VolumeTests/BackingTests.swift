@@ -4,7 +4,6 @@
 
 import Device
 import Format
-import Glibc
 import TestSupport
 import Testing
 
@@ -52,28 +51,6 @@ import Testing
         for index in 0..<again { #expect(try volume.contents("b\(index)") == pattern(1 << 20, UInt64(index))) }
         try volume.close()
         #expect(events.failures == [])
-    }
-
-    /// What `room` promises can be written, with a host that has less than the image and with one that has more, and it is not far off.
-    @Test(arguments: [24_000, 70_000]) func roomIsWhatWritesCanTake(hostRoom: Int) throws {
-        let volume = try openVolume(try thinDisk(room: hostRoom))
-        for (round, path) in ["a", "b"].enumerated() {
-            let room = Int(volume.room())
-            let written = try fill(volume, path) << 20
-            #expect(written + 8 << 20 > room, "\(room) were promised and \(written) accepted")
-            #expect(written < room + room / 4 + 8 << 20, "\(room) were promised and \(written) accepted")
-            #expect(volume.room() < 2 << 20)
-            guard round == 0 else { break }
-            // What is deleted is history, which gives way when somebody asks.
-            for index in 0..<(written >> 20) { try volume.unlink("a\(index)") }
-            volume.keepFree(UInt64(written / 2))
-            for _ in 0..<200 where volume.room() < written / 2 {
-                volume.makeRoomIfLow()
-                usleep(20_000)
-            }
-            #expect(volume.room() >= written / 2)
-        }
-        try volume.close()
     }
 
     /// The host fills up with somebody else's data while the filesystem is mounted, and the daemon dies.

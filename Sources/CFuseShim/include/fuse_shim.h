@@ -120,15 +120,9 @@ size_t daybook_fuse_add_entry_plus(
 // Constants that the importer drops.
 static const int32_t daybook_fuse_seek_data = 3, daybook_fuse_seek_hole = 4;
 static const int32_t daybook_fuse_xattr_create = 1, daybook_fuse_xattr_replace = 2;
-static const int32_t daybook_fuse_fallocate_punch = 2;
 
 /// syncfs(2) on the filesystem of `path`, a directory. Returns 0 or the errno.
 int daybook_fuse_sync_filesystem(const char *path);
-/// Whether `daybook_fuse_set_synchronous` would be let; changes nothing. Returns 0 or the errno.
-int daybook_fuse_can_reconfigure(const char *path, uint32_t major, uint32_t minor);
-/// Sets or clears MS_SYNCHRONOUS of the filesystem mounted at `path`, and none of the flags of that mount, after having flushed
-/// it. ESTALE: what is seen there is not device `major`:`minor`. Returns 0 or the errno.
-int daybook_fuse_set_synchronous(const char *path, uint32_t major, uint32_t minor, bool on);
 /// Tells the kernel that this process is part of writing back: its allocations must not wait for writeback.
 int daybook_fuse_become_io_flusher(void);
 /// The name that ps(1) shows for the process, from its main thread.
