@@ -310,6 +310,14 @@ class Daemon:
                 if line.startswith("VmHWM:"):
                     self.peak_memory = max(self.peak_memory, int(line.split()[1]) * 1024)
 
+    def processor_seconds_so_far(self):
+        nanoseconds = 0
+        for thread in Path(f"/proc/{self.identifier}/task").iterdir():
+            # One that has ended in between no longer says.
+            with contextlib.suppress(OSError):
+                nanoseconds += int((thread / "schedstat").read_text().split()[0])
+        return nanoseconds / 1e9
+
     def poll(self):
         """Whether the process has ended; its cost is taken when it has."""
         if self.status is not None:
