@@ -83,6 +83,6 @@ let package = Package(
             name: "CheckTests", dependencies: ["TestSupport", "Rebuild", "Check", "Digest", "Volume", "Journal", "Tree", "Space", "Device", "Format", "Memory"]),
         .testTarget(name: "FuseAdapterTests", dependencies: ["FuseAdapter", "CFuseShim", "Device", "Volume", "Format", "Memory"]),
         .testTarget(name: "MountTests", dependencies: ["daybook", "Volume", "Format"]),
-        .testTarget(name: "CommandTests", dependencies: ["daybook", "ByPath", "CTestSupport", "CFaults", "Digest", "Check", "Journal", "Volume", "Space", "Device", "Format", "Memory"]),
+        .testTarget(name: "CommandTests", dependencies: ["daybook", "FuseAdapter", "ByPath", "CTestSupport", "CFaults", "Digest", "Check", "Journal", "Volume", "Space", "Device", "Format", "Memory"]),
     ]
 )

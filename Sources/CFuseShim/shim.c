@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
@@ -81,13 +82,18 @@ size_t daybook_fuse_add_entry_plus(
 
 _Static_assert(SEEK_DATA == 3 && SEEK_HOLE == 4 && XATTR_CREATE == 1 && XATTR_REPLACE == 2, "constants");
 
-int daybook_fuse_sync_filesystem(const char *path) {
-    int descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor < 0) return errno;
-    int error = syncfs(descriptor) == 0 ? 0 : errno;
-    close(descriptor);
-    return error;
+_Static_assert(DAYBOOK_FUSE_DRAIN == _IO('D', 1), "ioctl");
+
+int daybook_fuse_drain(int descriptor) {
+    int count;
+    do count = ioctl(descriptor, DAYBOOK_FUSE_DRAIN);
+    while (count < 0 && errno == EINTR);
+    return count;
 }
+
+int daybook_fuse_open_directory(const char *path) { return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
+
+int daybook_fuse_syncfs(int descriptor) { return syncfs(descriptor); }
 
 int daybook_fuse_become_io_flusher(void) { return prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0 ? 0 : errno; }
 

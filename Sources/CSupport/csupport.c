@@ -148,6 +148,4 @@ int64_t daybook_block_device_size(int fd) {
 
 void daybook_name_thread(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
 
-int daybook_syncfs(int fd) { return syncfs(fd); }
-
 int daybook_fallocate(int fd, int mode, int64_t offset, int64_t length) { return fallocate(fd, mode, offset, length); }

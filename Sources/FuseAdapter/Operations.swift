@@ -316,7 +316,7 @@ func negotiate(_ connection: inout fuse_conn_info) {
     decline(Int32(FUSE_CAP_WRITEBACK_CACHE))
 
     connection.max_write = UInt32(Server.maximumTransfer)
-    connection.max_background = 64
+    connection.max_background = UInt32(backgroundRequests)
     connection.congestion_threshold = 48
     connection.time_gran = 1
 }
@@ -336,7 +336,7 @@ private func negotiateLists(_ server: Server, _ connection: inout fuse_conn_info
 // MARK: the table
 
 /// Absent on purpose: flush (nothing to do at close, and its absence saves a message), access (default_permissions),
-/// getlk, setlk and flock (the kernel's own locks are right for a single owner), ioctl, bmap, poll.
+/// getlk, setlk and flock (the kernel's own locks are right for a single owner), bmap, poll.
 func makeOperations() -> fuse_lowlevel_ops {
     var table = fuse_lowlevel_ops()
 
@@ -466,6 +466,14 @@ func makeOperations() -> fuse_lowlevel_ops {
 
     table.fsync = { request, _, _, _ in sync(request!) }
     table.fsyncdir = { request, _, _, _ in sync(request!) }
+    table.ioctl = { request, _, command, _, _, _, _, _, _ in
+        guard Int(command) == DAYBOOK_FUSE_DRAIN else {
+            fuse_reply_err(request, ENOTTY)
+            return
+        }
+        let answered = withServer { $0.loop.drain() }
+        fuse_reply_ioctl(request, answered, nil, 0)
+    }
     table.readdir = { request, inode, size, offset, _ in list(request!, inode, size, offset, plus: false) }
     table.readdirplus = { request, inode, size, offset, _ in list(request!, inode, size, offset, plus: true) }
 

@@ -15,6 +15,8 @@
 // (Q3) A parked thread looks every few milliseconds whether all others are stuck in one request each, and if so listens.
 //      Only while the listener sleeps too does it stop looking, and the listener wakes it when that long sleep ends.
 // (Q4) Serving allocates nothing: buffers are the thread's own, for its life.
+// (Q5) A thread's turn begins before it looks for a request and ends when it has answered it, or turns to the device for a commit:
+//      by then it has done what the request asks.
 
 import CFuseShim
 import Glibc
@@ -31,6 +33,7 @@ final class RequestLoop: @unchecked Sendable {
     private let stopReader: Int32
     private let stopWriter: Int32
 
+    private let turns: Turns
     private let listening = Atomic<Bool>(false)
     private let stopping = Atomic<Bool>(false)
     private let served = Atomic<Int>(0)
@@ -46,8 +49,9 @@ final class RequestLoop: @unchecked Sendable {
     private let spins: Bool
 
     /// `latency` nil: spin if the wish for quick wake-ups can be expressed.
-    init(session: OpaquePointer, latency: Bool?) {
+    init(session: OpaquePointer, latency: Bool?, threads: Int) {
         self.session = session
+        turns = Turns(threads: threads)
         descriptor = fuse_session_fd(session)
         var ends: [Int32] = [-1, -1]
         precondition(pipe(&ends) == 0, "pipe: \(String(cString: strerror(errno)))")
@@ -79,7 +83,7 @@ final class RequestLoop: @unchecked Sendable {
         private let memory: AlignedBuffer
         private let reply: AlignedBuffer
 
-        init(_ server: Server) {
+        init(_ server: Server, turn: UnsafeMutablePointer<UInt64>) {
             let header = Int(DAYBOOK_FUSE_WRITE_HEADER)
             memory = AlignedBuffer(count: 4096 + Server.maximumTransfer + 4096, huge: true)
             reply = AlignedBuffer(count: Server.maximumTransfer, huge: true)
@@ -88,16 +92,19 @@ final class RequestLoop: @unchecked Sendable {
             state.initialize(
                 to: daybook_fuse_thread(
                     server: Unmanaged.passUnretained(server).toOpaque(), reply: reply.bytes.pointer.assumingMemoryBound(to: CChar.self),
-                    reply_size: reply.bytes.count, write_flags: 0, setxattr_flags: 0, offered: 0))
+                    reply_size: reply.bytes.count, write_flags: 0, setxattr_flags: 0, offered: 0, turn: turn))
             daybook_fuse_set_thread(state)
         }
 
-        deinit { state.deallocate() }
+        deinit {
+            daybook_fuse_end_turn(state.pointee.turn)
+            state.deallocate()
+        }
     }
 
     /// Serves INIT, without which nothing else can be. False when the connection ended instead.
     func serveFirst(_ server: Server) -> Bool {
-        let buffers = Buffers(server)
+        let buffers = Buffers(server, turn: turns.turn(of: 0))
         var ready = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
         while true {
             let count = receive(buffers)
@@ -110,8 +117,8 @@ final class RequestLoop: @unchecked Sendable {
     }
 
     /// Serves until the connection ends or `stop` is called.
-    func run(_ server: Server) {
-        let buffers = Buffers(server)
+    func run(_ server: Server, thread: Int) {
+        let buffers = Buffers(server, turn: turns.turn(of: thread))
         while !stopping.load(ordering: .relaxed) {
             var count = receive(buffers)
             noteOverlap(buffers, waiting: count > 0)
@@ -143,12 +150,22 @@ final class RequestLoop: @unchecked Sendable {
 
     /// Called by a thread that turns to the device for a commit.
     func leaveForLong(_ commits: GroupCommit) {
+        daybook_fuse_end_turn(daybook_fuse_thread().pointee.turn)
         // A wake-up costs a few microseconds of a short commit: only worth it when others are there to be served.
         if overlap.load(ordering: .relaxed) > 0 || commits.averageNanoseconds > 1_000_000 { wakeOne() }
     }
 
     /// Called by a thread that has a request of many blocks in hand: the kernel reads ahead, so the next one is on its way.
     func leaveForTransfer() { wakeOne() }
+
+    /// Called by a thread that has DRAIN in hand. Returns how many requests have been answered, modulo 2^31, once all that were
+    /// read before have been.
+    func drain() -> Int32 {
+        // Before waiting: what is read meanwhile counts as read later, which at worst makes for one more round.
+        let answered = Int32(served.load(ordering: .relaxed) & 0x7fff_ffff)
+        turns.waitForOthers(daybook_fuse_thread().pointee.turn)
+        return answered
+    }
 
     /// A request that was waiting when the last one had been answered means that clients overlap, if somebody else sent it. The
     /// same client's may wait as well: it was woken by the answer, on this very processor, before we came to look.
@@ -169,14 +186,18 @@ final class RequestLoop: @unchecked Sendable {
         if !serveRaw(server, buffers.request) {
             daybook_fuse_process(session, buffers.state, buffers.request, count)
         }
+        daybook_fuse_end_turn(buffers.state.pointee.turn)
     }
 
     /// Bytes of the next request; 0 when none is pending; negative when the connection has ended.
     private func receive(_ buffers: Buffers) -> Int {
         while true {
+            daybook_fuse_begin_turn(buffers.state.pointee.turn)
             let count = read(descriptor, buffers.request, buffers.requestSize)
             if count > 0 { return count }
-            switch errno {
+            let error = errno
+            daybook_fuse_end_turn(buffers.state.pointee.turn)
+            switch error {
             case EAGAIN: return 0
             // ENOENT: the request was interrupted before we had it.
             case EINTR, ENOENT: continue

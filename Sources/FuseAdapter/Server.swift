@@ -29,6 +29,7 @@ public struct MountOptions: Sendable {
     public var strictAccessTimes = false
     /// Trade power for latency while requests flow; nil: if the kernel lets us.
     public var latency: Bool?
+    public static let maximumThreads = 16
     public var threads = 2
     public init() {}
 }
@@ -62,7 +63,7 @@ final class Server: @unchecked Sendable {
 
     func attach(_ session: OpaquePointer) {
         self.session = session
-        loop = RequestLoop(session: session, latency: options.latency)
+        loop = RequestLoop(session: session, latency: options.latency, threads: max(options.threads, 1))
         commits = GroupCommit(volume.takeUnretainedValue(), descriptor: fuse_session_fd(session))
     }
 
@@ -130,7 +131,7 @@ public func serve(
     let ending = Ending()
     let threads = (0..<max(options.threads, 1)).map { index in
         Thread(name: "daybook-fuse-\(index)") {
-            server.loop.run(server)
+            server.loop.run(server, thread: index)
             ending.announce()
         }
     }
@@ -181,7 +182,11 @@ private func end(_ server: Server, _ mountpoint: String, _ signal: Int32) {
     if isOnTop(server.options, mountpoint) && unmount(mountpoint) { return }
     server.log.warning("\(mountpoint) is in use; ending all the same: programs that use it will get errors")
     // What the kernel still holds (shared mappings) would be lost with the connection.
-    _ = daybook_fuse_sync_filesystem(mountpoint)
+    let directory = daybook_fuse_open_directory(mountpoint)
+    if directory >= 0 {
+        _ = synchronize(directory)
+        close(directory)
+    }
     server.loop.stop()
 }
 

@@ -2,6 +2,7 @@
 // mount(8) put it together from /etc/fstab; what is not known is refused, never ignored in silence.
 
 import Format
+import FuseAdapter
 import Glibc
 import Volume
 
@@ -132,8 +133,8 @@ struct MountSettings {
             guard value == "0" || value == "1" else { throw UsageError("latency=\(value): 0 or 1") }
             latency = value == "1"
         case "threads":
-            guard let number = Int(value), (1...16).contains(number) else {
-                throw UsageError("threads=\(value): a number from 1 to 16 is possible")
+            guard let number = Int(value), (1...MountOptions.maximumThreads).contains(number) else {
+                throw UsageError("threads=\(value): a number from 1 to \(MountOptions.maximumThreads) is possible")
             }
             threads = number
         case "user", "comment": break

@@ -1,7 +1,7 @@
 // daybook sync: makes everything durable that was done in a mounted filesystem.
 //
 // sync(2) and syncfs(2) reach a filesystem in user space only when it is mounted from a block device. This reaches it always:
-// syncfs(2) has the kernel hand over what it still holds (shared mappings), and an fsync commits.
+// what the kernel still holds (shared mappings) is waited for, and an fsync commits.
 
 import ArgumentParser
 import CSupport
@@ -21,10 +21,10 @@ struct SyncCommand: ParsableCommand {
     var directories: [String]
 
     func run() throws {
-        for directory in directories { try synchronize(directory) }
+        for directory in directories { try synchronizeFilesystem(of: directory) }
     }
 
-    private func synchronize(_ directory: String) throws(CommandError) {
+    private func synchronizeFilesystem(of directory: String) throws(CommandError) {
         let bytes = argumentBytes(directory) + [0]
         let descriptor = bytes.withUnsafeBufferPointer {
             $0.withMemoryRebound(to: CChar.self) { open($0.baseAddress!, O_RDONLY | O_DIRECTORY | O_CLOEXEC) }
@@ -34,6 +34,7 @@ struct SyncCommand: ParsableCommand {
         var mount: MountedFilesystem?
         if let resolved = ProcessFiles.resolved(directory) { mount = MountedFilesystem.holding(resolved) }
         guard mount?.isDaybook == true else { throw CommandError("\(directory): not in a mounted Daybook filesystem") }
-        guard daybook_syncfs(descriptor) == 0, fsync(descriptor) == 0 else { throw .system(directory) }
+        let error = synchronize(descriptor)
+        guard error == 0 else { throw .system(directory, error) }
     }
 }

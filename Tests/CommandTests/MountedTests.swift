@@ -50,8 +50,27 @@ final class Mounted {
             attempts -= 1
             usleep(50_000)
         }
+        waitForDaemon()
+    }
+
+    /// After the daemon was killed.
+    func detach() {
+        isMounted = false
+        _ = system("umount -l '\(directory)' 2>/dev/null")
+        waitForDaemon()
+    }
+
+    func waitForDaemon() {
         guard let device = try? FileDevice(path: image, access: .readOnly) else { return }
         for _ in 0..<500 where ImageLock.hasWriter(descriptor: device.descriptor) { usleep(10_000) }
+    }
+
+    var daemon: pid_t? {
+        ProcessFiles.names("/proc").compactMap { pid_t($0) }.first { process in
+            let words = (ProcessFiles.contents("/proc/\(process)/cmdline") ?? []).split(separator: 0)
+            return ProcessFiles.contents("/proc/\(process)/comm").map { $0 == Array("daybook\n".utf8) } == true
+                && words.contains { $0.elementsEqual(image.utf8) }
+        }
     }
 
     func write(_ name: String, _ text: String) {

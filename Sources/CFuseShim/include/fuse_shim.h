@@ -27,6 +27,8 @@ struct daybook_fuse_thread {
     uint32_t setxattr_flags;
     /// What the kernel offered, while INIT is in hand; zero otherwise.
     uint32_t offered;
+    /// Odd from before the thread looks for a request until it has answered it, or found none. Others read it.
+    uint64_t *turn;
 };
 
 extern _Thread_local struct daybook_fuse_thread *_Nullable daybook_fuse_thread_state;
@@ -36,6 +38,12 @@ static inline struct daybook_fuse_thread *daybook_fuse_thread(void) {
     return (struct daybook_fuse_thread *_Nonnull)daybook_fuse_thread_state;
 }
 void daybook_fuse_set_thread(struct daybook_fuse_thread *thread);
+
+// The kernel's lock on its queue, which the following read(2) takes, orders the store before whatever is read.
+static inline void daybook_fuse_begin_turn(uint64_t *turn) { __atomic_store_n(turn, (*turn + 2) | 1, __ATOMIC_RELEASE); }
+/// Has no effect on a turn that has ended.
+static inline void daybook_fuse_end_turn(uint64_t *turn) { __atomic_store_n(turn, (*turn + 1) & ~(uint64_t)1, __ATOMIC_RELEASE); }
+static inline uint64_t daybook_fuse_load_turn(const uint64_t *turn) { return __atomic_load_n(turn, __ATOMIC_ACQUIRE); }
 
 // --- raw requests (raw_request.c) -----------------------------------------------------------------------------
 
@@ -121,8 +129,15 @@ size_t daybook_fuse_add_entry_plus(
 static const int32_t daybook_fuse_seek_data = 3, daybook_fuse_seek_hole = 4;
 static const int32_t daybook_fuse_xattr_create = 1, daybook_fuse_xattr_replace = 2;
 
-/// syncfs(2) on the filesystem of `path`, a directory. Returns 0 or the errno.
-int daybook_fuse_sync_filesystem(const char *path);
+/// ioctl(2) that has a mounted filesystem answer every request that it was sent before (Drain.swift).
+enum { DAYBOOK_FUSE_DRAIN = 0x4401 };
+
+/// DRAIN on an open directory: the number of requests that the server has answered, modulo 2^31, or -1 with errno set.
+int daybook_fuse_drain(int descriptor);
+/// A directory, opened to be synced; -1 with errno set.
+int daybook_fuse_open_directory(const char *path);
+/// syncfs(2). Returns 0, or -1 with errno set.
+int daybook_fuse_syncfs(int descriptor);
 /// Tells the kernel that this process is part of writing back: its allocations must not wait for writeback.
 int daybook_fuse_become_io_flusher(void);
 /// The name that ps(1) shows for the process, from its main thread.

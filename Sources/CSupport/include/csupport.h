@@ -27,9 +27,6 @@ int daybook_ofd_lock(int fd, int type, int64_t offset, int64_t length);
 /// Size in bytes of a block device, or -1 with errno set.
 int64_t daybook_block_device_size(int fd);
 
-/// syncfs(2). Returns 0, or -1 with errno set.
-int daybook_syncfs(int fd);
-
 /// fallocate(2): KEEP_SIZE is 1, PUNCH_HOLE with it 3. Returns 0, or -1 with errno set.
 int daybook_fallocate(int fd, int mode, int64_t offset, int64_t length);
 
